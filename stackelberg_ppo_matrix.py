@@ -66,8 +66,9 @@ class Args:
     """folder that the run's own folder is made in"""
 
     env_id: str = "prisoners_dilemma"
-    """a game of the paper's Table 3: prisoners_dilemma, stag_hunt, assurance, coordination, mixedharmony, harmony,
-    noconflict, deadlock, prisoners_delight, hero, battle or chicken; with your own payoffs, the name of your game"""
+    """a game of the paper's Table 3, or a name for the game whose payoffs you give; Table 3 has
+    prisoners_dilemma, stag_hunt, assurance, coordination, mixedharmony, harmony,
+    noconflict, deadlock, prisoners_delight, hero, battle and chicken"""
     leader_payoff: tuple[float, ...] = ()
     """your own game: the leader's four payoffs, row by row (row = leader's action, column = follower's action)"""
     follower_payoff: tuple[float, ...] = ()
@@ -84,8 +85,8 @@ class Args:
     follower_batch_size: int = 100
     """environment steps per follower batch (Table 4), rounded up to complete episodes"""
     follower_baseline_rate: float = 0.1
-    """step size of the follower's running-mean baseline (reward per remaining step in each context and observation);
-    0 = none, as in the authors' code, which ends with several times the regret: the noise is all in the context"""
+    """step size of the follower's baseline, a running mean of its reward per remaining step in each input;
+    0 = no baseline, as in the authors' code, which leaves a follower with several times the regret"""
     shuffled_leaders: bool = True
     """deal the random leaders from a shuffled deck of all 32, so that none is met less often; off: draw each afresh"""
     follower_checkpoint: str | None = None
@@ -96,8 +97,8 @@ class Args:
     learning_rate: float = 0.008
     """Adam learning rate of the leader (Table 4)"""
     adam_eps: float = 0.02
-    """Adam's epsilon for the leader, so large that steps keep in proportion to the gradient: the exact gradient leads
-    to the optimum in all 12 games, while equal steps (1e-8) saturate where a weak gradient is mostly noise"""
+    """Adam's epsilon for the leader, so large that steps stay roughly in proportion to the gradient;
+    equal steps (1e-8) saturate the policy where a weak gradient is mostly noise, short of the optimum"""
     batch_size: int = 1000
     """environment steps per leader batch (Table 4), rounded up to complete episodes"""
     update_epochs: int = 10
@@ -462,13 +463,15 @@ def make_game(args: Args) -> MatrixGame:
                 fail(f"{name} must not be negative, got {value}")
         elif isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
             fail(f"{name} must be positive, got {value}")
+    if args.follower_baseline_rate > 1:
+        fail(f"--follower-baseline-rate must be at most 1, got {args.follower_baseline_rate}")
     if not args.leader_payoff and not args.follower_payoff:
         if args.env_id not in PAYOFFS:
             fail(f"no game {args.env_id!r}: choose one of {', '.join(PAYOFFS)}, or give your own payoffs")
         leader_payoff = np.array(PAYOFFS[args.env_id])
         return MatrixGame(leader_payoff, leader_payoff.T, args.num_steps)
     for name, payoff in (("leader", args.leader_payoff), ("follower", args.follower_payoff)):
-        if len(payoff) != NUM_ACTIONS**2 or not np.isfinite(np.ptp(payoff)):
+        if len(payoff) != NUM_ACTIONS**2 or not np.isfinite([*payoff, max(payoff) - min(payoff)]).all():
             fail(f"--{name}-payoff must be four finite numbers, row by row, got {payoff or 'none'}")
     args.env_id = "custom" if args.env_id == Args.env_id else args.env_id
     if args.env_id in PAYOFFS:
@@ -498,23 +501,33 @@ def write_atomically(path: str, write: Callable[[str], object]) -> None:
     os.replace(path + ".tmp", path)
 
 
-def summary(result: dict, tolerance: float) -> str:
-    """Says in words what the run found."""
-    leader, follower, converged = result["leader_policy"], result["follower_policy"], result["steps_to_converge"]
-    found = result["leader_regret"] <= tolerance and result["follower_regret"] <= tolerance
+def summary(result: dict, game: MatrixGame) -> str:
+    """Says in words what the run found; 0.05 in the paper's scale passes for equal."""
+    value, pessimistic_value = result["stackelberg_value"], result["stackelberg_value_pessimistic"]
     leader, follower = (
-        "  ".join(f"{o}: {a}" for o, a in zip(OBSERVATIONS, table, strict=True)) for table in (leader, follower)
+        "  ".join(f"{o}: {a}" for o, a in zip(OBSERVATIONS, result[policy], strict=True))
+        for policy in ("leader_policy", "follower_policy")
     )
+    verdict = "NOT a Stackelberg equilibrium"
+    if result["follower_regret"] <= 0.05 * game.follower_scale + 1e-9:
+        if result["leader_regret"] <= 0.05 * game.leader_scale + 1e-9:
+            verdict = "a Stackelberg equilibrium"
+        elif result["leader_return"] >= pessimistic_value:
+            verdict = "as good as the follower's choice among equally good replies allows, or nearly"
+    ties = (
+        f"; {pessimistic_value:.2f} if the follower breaks ties against the leader" if pessimistic_value < value else ""
+    )
+    converged = result["steps_to_converge"]
     return f"""
-{result["env_id"]}: {"a" if found else "NOT a"} Stackelberg equilibrium
-  leader's return   {result["leader_return"]:.2f} per game step (exact optimum {result["stackelberg_value"]:.2f})
-  leader's regret   {abs(result["leader_regret"]):.2f}
-  leader's policy   {leader}
-  follower's reply  {follower}
-  verification      further training changes the follower's return by {result["verification_gain"]:.2f}
-  follower's regret {result["follower_regret"]:.2f} (exact)
-  converged         {"never" if converged is None else f"after {converged:,} combined steps"}
-  speed             {result["steps_per_second"]:,.0f} steps per second, {result["wall_seconds"]:.1f} s in all"""
+{result["env_id"]}: {verdict}
+  leader's return    {result["leader_return"]:.2f} per game step (exact optimum {value:.2f}{ties})
+  leader's regret    {abs(result["leader_regret"]):.2f}
+  leader's policy    {leader}   (observation: action)
+  follower's reply   {follower}
+  follower's regret  {result["follower_regret"]:.2f} (exact)
+  verification       further training changes the follower's return by {result["verification_gain"]:.2f}
+  converged          {"never" if converged is None else f"after {converged:,} combined steps"}
+  speed              {result["steps_per_second"]:,.0f} steps per second, {result["wall_seconds"]:.1f} s in all"""
 
 
 # ------------------------------------------------------------------------------------------------------------- the run
@@ -535,12 +548,17 @@ def main(args: Args) -> dict:
         fail(f"--total-timesteps {args.total_timesteps} is less than the follower's and one leader batch, {needed}")
     if args.track and importlib.util.find_spec("wandb") is None:
         fail("--track needs Weights and Biases: pip install wandb")
-    run_name = f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}"
-    run_path = os.path.join(args.run_dir, run_name)
-    try:
-        os.makedirs(run_path)
-    except OSError as error:
-        fail(f"--run-dir {args.run_dir}: cannot make {run_path}: {error.strerror}")
+    start_time = time.time()
+    for second in itertools.count(int(start_time)):  # the same run, started twice in one second, needs two names
+        run_name = f"{args.env_id}__{args.exp_name}__{args.seed}__{second}"
+        run_path = os.path.join(args.run_dir, run_name)
+        try:
+            os.makedirs(run_path)
+            break
+        except FileExistsError:
+            continue
+        except OSError as error:
+            fail(f"--run-dir {args.run_dir}: cannot make a folder in it: {error.strerror}")
 
     if args.track:
         import wandb
@@ -554,7 +572,6 @@ def main(args: Args) -> dict:
     torch.backends.cudnn.deterministic = args.torch_deterministic
     device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
     stackelberg_value, pessimistic_value, best_follower_return = solve(game)
-    start_time = time.time()
 
     def log(global_step: int, scalars: dict[str, float]) -> None:
         sps = int(global_step / (time.time() - start_time))
@@ -604,8 +621,7 @@ def main(args: Args) -> dict:
     leader_gain, follower_gain = verify(follower, game, index, args)
     writer.close()
     wall_seconds = time.time() - start_time
-    tolerance = 0.05 * game.leader_scale + 1e-9
-    missed = [step for step, value in curve if abs(value - stackelberg_value) > tolerance]
+    missed = [step for step, value in curve if abs(value - stackelberg_value) > 0.05 * game.leader_scale + 1e-9]
     converged = [step for step, _ in curve if not missed or step > missed[-1]]
     result = {
         "script": os.path.basename(__file__),
@@ -631,8 +647,8 @@ def main(args: Args) -> dict:
     }
     result_path = os.path.join(run_path, "result.json")
     write_atomically(result_path, lambda path: Path(path).write_text(json.dumps(result) + "\n"))
-    print(summary(result, tolerance))
-    print(f"  curves            tensorboard --logdir {args.run_dir}\n  result            {result_path}")
+    print(summary(result, game))
+    print(f"  curves             tensorboard --logdir {args.run_dir}\n  result             {result_path}")
     return result
 
 

@@ -1,0 +1,39 @@
+"""What the tests of the matrix-game scripts share."""
+
+import importlib
+
+import numpy as np
+import pytest
+import torch
+
+MATRIX_SCRIPTS = ["stackelberg_ppo_matrix"]
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(params=MATRIX_SCRIPTS)
+def script(request):
+    """Each matrix script in turn, as a module."""
+    return importlib.import_module(request.param)
+
+
+@pytest.fixture
+def run(script, tmp_path, capsys):
+    """Runs the script in this process with flags as on a command line: returns its result and what it printed.
+
+    The run folder is tmp_path/runs, unless the flags say otherwise.
+    """
+
+    def run(*flags):
+        result = script.main(script.parse_args(["--run-dir", str(tmp_path / "runs"), *map(str, flags)]))
+        return result, capsys.readouterr().out
+
+    return run
+
+
+def best_response_follower(script, game):
+    """The exact follower as the POMDP wants it: observation [n], context [n, 5] -> action [n]."""
+    n = len(script.TABLES)
+    _, returns = script.play(game, script.TABLES.repeat(n, axis=0), np.tile(script.TABLES, (n, 1)))
+    replies = script.TABLES[returns.reshape(n, n).argmax(axis=1)]
+    return lambda observation, context: replies[script.table_index(context), observation]

@@ -23,6 +23,7 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -521,11 +522,11 @@ def summary(result: dict, game: MatrixGame) -> str:
     return f"""
 {result["env_id"]}: {verdict}
   leader's return    {result["leader_return"]:.2f} per game step (exact optimum {value:.2f}{ties})
-  leader's regret    {abs(result["leader_regret"]):.2f}
+  leader's regret    {round(result["leader_regret"], 2) + 0.0:.2f}
   leader's policy    {leader}   (observation: action)
   follower's reply   {follower}
   follower's regret  {result["follower_regret"]:.2f} (exact)
-  verification       further training changes the follower's return by {result["verification_gain"]:.2f}
+  verification       further training changes the follower's return by {round(result["verification_gain"], 2) + 0.0:.2f}
   converged          {"never" if converged is None else f"after {converged:,} combined steps"}
   speed              {result["steps_per_second"]:,.0f} steps per second, {result["wall_seconds"]:.1f} s in all"""
 
@@ -564,7 +565,11 @@ def main(args: Args) -> dict:
         import wandb
 
         names = {"name": run_name, "project": args.wandb_project_name, "entity": args.wandb_entity}
-        wandb.init(**names, dir=run_path, config=asdict(args), sync_tensorboard=True, save_code=True)
+        try:
+            wandb.init(**names, dir=run_path, config=asdict(args), sync_tensorboard=True, save_code=True)
+        except wandb.Error as error:  # no key, no network
+            shutil.rmtree(run_path)
+            fail(f"--track: {' '.join(str(error).split())}")
     writer = SummaryWriter(run_path)
     rows = "\n".join(f"|{flag}|{value}|" for flag, value in asdict(args).items())
     writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
@@ -620,6 +625,8 @@ def main(args: Args) -> dict:
     torch.manual_seed(args.seed)
     leader_gain, follower_gain = verify(follower, game, index, args)
     writer.close()
+    if args.track:
+        wandb.finish()
     wall_seconds = time.time() - start_time
     missed = [step for step, value in curve if abs(value - stackelberg_value) > 0.05 * game.leader_scale + 1e-9]
     converged = [step for step, _ in curve if not missed or step > missed[-1]]
@@ -643,7 +650,7 @@ def main(args: Args) -> dict:
         "steps_to_converge": converged[0] if converged else None,
         "curve": curve,
         "wall_seconds": wall_seconds,
-        "steps_per_second": global_step / wall_seconds,
+        "steps_per_second": (global_step - (follower_steps if checkpoint else 0)) / wall_seconds,
     }
     result_path = os.path.join(run_path, "result.json")
     write_atomically(result_path, lambda path: Path(path).write_text(json.dumps(result) + "\n"))

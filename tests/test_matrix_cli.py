@@ -131,6 +131,17 @@ def test_tracking_without_wandb_says_what_to_install(script, tmp_path, monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_tracking_without_a_key_is_one_line(script, tmp_path):
+    command = [sys.executable, ROOT / f"{script.__name__}.py", "--track"]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
+    environment |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 2 and done.stdout == "" and not list(tmp_path.glob("runs/*"))
+    assert re.fullmatch(rf"{script.__name__}.py: error: --track: .*\n", done.stderr)
+
+
 def test_help_explains_every_flag(script, capsys):
     with pytest.raises(SystemExit) as error:
         script.parse_args(["--help"])
@@ -282,3 +293,24 @@ def test_readme_and_ci_run_the_same_two_commands():
     for text in ((ROOT / "README.md").read_text(), (ROOT / ".ci/run").read_text()):
         assert all(re.search(rf"^ *{re.escape(command)}$", text, re.MULTILINE) for command in commands)
     assert os.access(ROOT / ".ci/run", os.X_OK)
+
+
+def test_readmes_example_of_the_pomdp_runs():
+    """The README's lines give a VectorEnv against a trained follower, and the best of all leaders is at the optimum."""
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    names = {}
+    exec(example, names)
+    observation, _ = names["envs"].reset(seed=1)
+    assert observation.shape == (16, 5)
+    leader_returns, _ = names["play"](names["game"], names["TABLES"], names["replies"])
+    assert leader_returns.max() == 0
+
+
+def test_readmes_run_flags_are_understood():
+    """Every command line in the README that calls a script parses."""
+    import importlib
+
+    lines = re.findall(r"^ +(?:pip .*&& )?python (\w+)\.py(.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert len(lines) >= 6
+    for script, flags in lines:
+        importlib.import_module(script).parse_args(flags.split())

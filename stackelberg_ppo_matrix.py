@@ -397,7 +397,8 @@ def train_leader(leader: Leader, envs: LeaderPOMDP, num_iterations: int, args: A
         # are left weighs more than any one action, so advantages are centred at each step of the episode.
         returns = rewards.flip(0).cumsum(0).flip(0)
         advantages = returns - values
-        advantages -= advantages.mean(dim=1, keepdim=True)
+        if envs.num_envs > 1:  # a single episode is its own mean
+            advantages -= advantages.mean(dim=1, keepdim=True)
         if args.norm_adv:
             advantages /= advantages.std() + 1e-8
 

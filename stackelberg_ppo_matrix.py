@@ -206,7 +206,7 @@ class LeaderPOMDP(gym.vector.VectorEnv):
         """Takes the leader's actions [num_envs]; returns observations [num_envs, 5], rewards, terminations and
         truncations [num_envs], and infos."""
         actions = np.asarray(actions)
-        assert actions.shape == (self.num_envs,) and np.isin(actions, (0, 1)).all(), f"bad actions: {actions}"
+        assert actions.shape == (self.num_envs,) and ((actions == 0) | (actions == 1)).all(), f"bad actions: {actions}"
         rewards = np.zeros(self.num_envs)
         if self.t < NUM_OBSERVATIONS:  # a query
             self.context[:, self.t] = actions
@@ -460,7 +460,8 @@ def make_game(args: Args) -> MatrixGame:
             fail(f"{name} becomes part of a folder's name: use letters, digits, '_', '-' and '.', not {value!r}")
         if isinstance(value, float) and not math.isfinite(value):
             fail(f"{name} must be a finite number, got {value}")
-        if flag in ("seed", "verification_iterations", "follower_baseline_rate", "ent_coef", "vf_coef", "adam_eps"):
+        may_be_zero = ("seed", "verification_iterations", "follower_baseline_rate", "adam_eps", "ent_coef", "vf_coef")
+        if flag in (*may_be_zero, "n_step", "learning_starts"):
             if not 0 <= value < 2**63:
                 fail(f"{name} must not be negative, got {value}")
         elif isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:

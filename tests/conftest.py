@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-MATRIX_SCRIPTS = ["stackelberg_ppo_matrix"]
+MATRIX_SCRIPTS = ["stackelberg_ppo_matrix", "stackelberg_pg_matrix", "stackelberg_dqn_matrix"]
 
 torch.set_num_threads(1)
 

@@ -1,0 +1,170 @@
+"""The matrix scripts import nothing from each other: what they share is written out in each, in the same words.
+
+A block is a top-level definition of a script with the comments above it; `imports`, `inline script metadata` and
+`__main__` are blocks too, and so is every flag, as `Args.seed`. All blocks of the first script must be in the others,
+in the same order and with the same source, except the leader's own. A new script is one more line in
+conftest.MATRIX_SCRIPTS; a place where it has to differ is one more entry in DIFFERENCES.
+"""
+
+import ast
+import difflib
+import functools
+import re
+from pathlib import Path
+
+import pytest
+from conftest import MATRIX_SCRIPTS
+
+ROOT = Path(__file__).parent.parent
+LAST_SHARED_FLAG = "verification_iterations"  # the flags below it are the leader's
+LEADER_BLOCKS = ("docstring", "Leader", "train_leader")
+
+# (script, block): what the first script has there and what this one has instead, as often as needed
+DIFFERENCES = {
+    ("stackelberg_pg_matrix", "Args.total_timesteps"): [
+        ("200_000", "178_500"),
+        ('queries included"""', 'queries included (500 and 1,200\n    iterations, Table 4)"""'),
+    ],
+    ("stackelberg_dqn_matrix", "main"): [
+        ("math.ceil(args.batch_size / episode_length) * episode_length\n", "args.num_envs * episode_length\n"),
+        (
+            "    if args.track and",
+            """\
+    leader_steps = leader_iterations * leader_batch
+    if leader_steps < args.learning_starts + args.train_frequency:
+        fail(f"--learning-starts {args.learning_starts} leaves the leader's {leader_steps} steps no gradient step")
+    if args.track and""",
+        ),
+    ],
+}
+
+
+@functools.cache
+def blocks_of(source):
+    """Splits a script into its blocks: name -> source, in order. Together they are the whole file."""
+    lines, blocks, end = source.splitlines(keepends=True), {}, 0
+
+    def add(name, last_line):
+        nonlocal end
+        blocks[name] = blocks.get(name, "") + "".join(lines[end:last_line])
+        end = last_line
+
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Expr):
+            add("inline script metadata", node.lineno - 1)
+            add("docstring", node.end_lineno)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            add("imports", node.end_lineno)
+        elif isinstance(node, ast.If):
+            add("__main__", len(lines))
+        elif isinstance(node, ast.Assign):
+            add(ast.unparse(node.targets[0]), node.end_lineno)
+        elif node.name == "Args":
+            for field, docstring in zip(node.body[::2], node.body[1::2], strict=True):
+                add(f"Args.{field.target.id}", docstring.end_lineno)
+        else:
+            add(node.name, node.end_lineno)
+    assert "".join(blocks.values()) == source
+    return blocks
+
+
+def shared_blocks_of(source):
+    """Returns the blocks of a script that are not the leader's own."""
+    blocks = blocks_of(source)
+    flags = [name for name in blocks if name.startswith("Args.")]
+    own = (*LEADER_BLOCKS, *flags[flags.index(f"Args.{LAST_SHARED_FLAG}") + 1 :])
+    return {name: text for name, text in blocks.items() if name not in own}
+
+
+def read_scripts():
+    return {script: (ROOT / f"{script}.py").read_text() for script in MATRIX_SCRIPTS}
+
+
+def drift(sources):
+    """Compares scripts (name -> source) to the first of them; returns one message for each block that differs."""
+    first = next(iter(sources))
+    expected, messages = shared_blocks_of(sources[first]), []
+    for script in list(sources)[1:]:
+        blocks = shared_blocks_of(sources[script])
+        for block, text in expected.items():
+            for old, new in DIFFERENCES.get((script, block), ()):
+                if text.count(old) != 1:
+                    messages.append(
+                        f"block {block} of {first}.py lacks what DIFFERENCES replaces in {script}.py: {old}"
+                    )
+                text = text.replace(old, new)
+            if block not in blocks:
+                messages.append(f"block {block} of {first}.py is missing in {script}.py")
+            elif blocks[block] != text:
+                names = f"{block} in {first}.py", f"{block} in {script}.py"
+                texts = text.splitlines(keepends=True), blocks[block].splitlines(keepends=True)
+                difference = "".join(difflib.unified_diff(*texts, *names))
+                messages.append(f"block {block} of {script}.py differs from {first}.py:\n{difference}")
+        if [name for name in blocks if name in expected] != [name for name in expected if name in blocks]:
+            messages.append(f"the blocks of {script}.py are in another order than those of {first}.py")
+    return messages
+
+
+def change_one_character(source, block):
+    """Changes one letter or digit near the middle of a block, so that the script still parses into the same blocks."""
+    blocks = blocks_of(source)
+    text, start = blocks[block], "".join(blocks.values()).index(blocks[block])
+    for place in sorted((m.start() for m in re.finditer(r"\w", text)), key=lambda place: abs(place - len(text) // 2)):
+        changed = "7" if text[place] != "7" else "8"
+        changed = source[: start + place] + changed + source[start + place + 1 :]
+        try:
+            if list(blocks_of(changed)) == list(blocks):
+                return changed
+        except SyntaxError:
+            pass
+    raise AssertionError(f"no character of {block} can be changed")
+
+
+def test_shared_blocks_have_the_same_source():
+    messages = drift(read_scripts())
+    assert not messages, "\n" + "\n".join(messages)
+
+
+def test_every_block_that_a_reader_expects_is_shared():
+    """The rule "all but the leader's own" covers what must never drift."""
+    shared = shared_blocks_of(read_scripts()[MATRIX_SCRIPTS[0]])
+    assert {"PAYOFFS", "MatrixGame", "LeaderPOMDP", "TABLES", "Follower", "play", "solve", "random_leaders"} <= {
+        *shared
+    }
+    assert {"train_follower", "verify", "fail", "make_game", "load_checkpoint", "write_atomically", "main"} <= {*shared}
+    assert {"Args.seed", "Args.follower_learning_rate", "imports", "inline script metadata", "__main__"} <= {*shared}
+
+
+@pytest.mark.parametrize("script", MATRIX_SCRIPTS)
+def test_one_changed_character_is_found_and_named(script, tmp_path):
+    """The test of the test: in each script and each of its shared blocks, a copy with one character changed."""
+    sources = read_scripts()
+    shared = [
+        name for name in shared_blocks_of(sources[script]) if name in shared_blocks_of(sources[MATRIX_SCRIPTS[0]])
+    ]
+    assert len(shared) > 30
+    for block in shared:
+        copy = tmp_path / f"{script}.py"
+        copy.write_text(change_one_character(sources[script], block))
+        messages = drift({**sources, script: copy.read_text()})
+        # a change in the first script makes all others differ from it
+        others = [script] if script != MATRIX_SCRIPTS[0] else MATRIX_SCRIPTS[1:]
+        for other in others:
+            found = [message for message in messages if message.startswith(f"block {block} of {other}.py differs")]
+            assert len(found) == 1, f"{block} of {script}: {messages}"
+            assert f"--- {block} in {MATRIX_SCRIPTS[0]}.py" in found[0] and f"+++ {block} in {other}.py" in found[0]
+            assert re.search(r"^-.*\n(-.*\n)*\+", found[0], re.M)  # the lines themselves
+        assert all(message.startswith(f"block {block} of ") for message in messages), messages
+
+
+@pytest.mark.parametrize("script", MATRIX_SCRIPTS[1:])
+def test_a_missing_block_is_found_and_named(script):
+    sources = read_scripts()
+    without = sources[script].replace(blocks_of(sources[script])["solve"], "")
+    assert drift({**sources, script: without}) == [f"block solve of {MATRIX_SCRIPTS[0]}.py is missing in {script}.py"]
+
+
+def test_scripts_import_no_other_script():
+    for script, source in read_scripts().items():
+        imported = blocks_of(source)["imports"]
+        assert not [other for other in MATRIX_SCRIPTS if other in imported], f"{script}.py imports another script"

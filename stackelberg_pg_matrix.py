@@ -102,7 +102,7 @@ class Args:
     """Adam learning rate of the leader (Table 4)"""
     adam_eps: float = 0.5
     """Adam's epsilon for the leader, so large that steps keep in proportion to the gradient; equal steps (1e-8) of this
-    size saturate the policy on the noise of a few batches: about one run in eight then stops short of the optimum"""
+    size saturate the policy on the noise of a few batches: about one run in ten then stops short of the optimum"""
     batch_size: int = 100
     """environment steps per leader batch (Table 4), rounded up to complete episodes"""
     baseline: bool = True

@@ -1,5 +1,6 @@
 """The command line, the files of a run and what is promised about them."""
 
+import csv
 import json
 import os
 import re
@@ -304,6 +305,25 @@ def test_readmes_example_of_the_pomdp_runs():
     assert observation.shape == (16, 5)
     leader_returns, _ = names["play"](names["game"], names["TABLES"], names["replies"])
     assert leader_returns.max() == 0
+
+
+def test_readmes_tables_say_what_the_results_say():
+    """Each row of the README that names a results file counts its runs within 0.05 and 0.1, or lists their regrets."""
+    for line in (ROOT / "README.md").read_text().splitlines():
+        file = re.search(r"`(?:benchmark/results/)?(\w+\.csv)` \|$", line)
+        if not file:
+            continue
+        rows = list(csv.DictReader((ROOT / "benchmark/results" / file.group(1)).open()))
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        regrets = [abs(float(row["leader_regret"])) for row in rows]
+        if "/" in cells[1]:
+            hits = [f"{sum(regret <= bound + 1e-9 for regret in regrets)}/{len(rows)}" for bound in (0.05, 0.1)]
+            steps = np.median([float(row["steps_to_converge"] or "inf") for row in rows])
+            assert len(rows) == 60 and cells[1:4] == [*hits, f"{steps:,.0f}"], line
+        else:
+            for game, cell in zip(("prisoners_dilemma", "chicken"), cells[1:3], strict=True):
+                of_game = [f"{regret:.1f}" for regret, row in zip(regrets, rows, strict=True) if row["env_id"] == game]
+                assert cell == ", ".join(of_game), line
 
 
 def test_readmes_run_flags_are_understood():

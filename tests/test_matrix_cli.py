@@ -265,6 +265,14 @@ def test_inline_script_metadata_pins_what_was_tested(script):
     assert metadata["requires-python"] == ">=3.11"
 
 
+def test_every_scripts_pins_stand_in_the_requirements():
+    requirements = set((ROOT / "requirements.txt").read_text().split("\n"))
+    for path in ROOT.glob("*.py"):
+        block = path.read_text().partition("# ///\n")[0]
+        pins = re.findall(r'"([\w-]+==[\d.]+)"', block)
+        assert len(pins) >= 7 and set(pins) <= requirements, path.name
+
+
 def test_requirements_are_what_is_installed():
     from importlib.metadata import version
 

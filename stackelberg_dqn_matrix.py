@@ -13,7 +13,7 @@ of Table 4 in place of PPO:
 The follower is trained first, against a new random leader in every episode. Then it is frozen, and DQN trains the
 leader in the POMDP of Theorem 1: an episode opens with queries (what would you do in each observation?), whose answers
 are the follower's context. DQN explores by parameter noise: an episode is queried and played by one noisy policy, so
-that the leader plays as it answered. In about 20 seconds you should see the equilibrium of the iterated prisoner's
+that the leader plays as it answered. In about ten seconds you should see the equilibrium of the iterated prisoner's
 dilemma: the leader defects once, then plays tit-for-tat, the follower always cooperates, and the leader's return is
 -0.90 per step. Only the leader (its flags, `Leader`, `train_leader` and how many
 environments `main` makes) differs from stackelberg_ppo_matrix.py.
@@ -482,14 +482,15 @@ def parse_args(argv: list[str] | None = None) -> Args:
 
 def make_game(args: Args) -> MatrixGame:
     """Checks every flag that can be checked alone; returns the game. Exits with 2 if one is wrong."""
+    may_be_zero = ["seed", "verification_iterations", "follower_baseline_rate", "adam_eps", "ent_coef", "vf_coef"]
+    may_be_zero += ["n_step", "learning_starts"]
     for flag, value in asdict(args).items():
         name = f"--{flag.replace('_', '-')}"
         if flag in ("exp_name", "env_id") and not re.fullmatch(r"[\w.-]+", value):
             fail(f"{name} becomes part of a folder's name: use letters, digits, '_', '-' and '.', not {value!r}")
         if isinstance(value, float) and not math.isfinite(value):
             fail(f"{name} must be a finite number, got {value}")
-        may_be_zero = ("seed", "verification_iterations", "follower_baseline_rate", "adam_eps", "ent_coef", "vf_coef")
-        if flag in (*may_be_zero, "n_step", "learning_starts"):
+        if flag in may_be_zero:
             if not 0 <= value < 2**63:
                 fail(f"{name} must not be negative, got {value}")
         elif isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
@@ -545,9 +546,9 @@ def summary(result: dict, game: MatrixGame) -> str:
             verdict = "a Stackelberg equilibrium"
         elif result["leader_return"] >= pessimistic_value:
             verdict = "as good as the follower's choice among equally good replies allows, or nearly"
-    ties = (
-        f"; {pessimistic_value:.2f} if the follower breaks ties against the leader" if pessimistic_value < value else ""
-    )
+    ties = ""
+    if value - pessimistic_value > 1e-9 * game.leader_scale:  # sums of floats differ without a tie that matters
+        ties = f"; {pessimistic_value:.2f} if the follower breaks ties against the leader"
     converged = result["steps_to_converge"]
     return f"""
 {result["env_id"]}: {verdict}

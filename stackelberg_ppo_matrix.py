@@ -454,14 +454,15 @@ def parse_args(argv: list[str] | None = None) -> Args:
 
 def make_game(args: Args) -> MatrixGame:
     """Checks every flag that can be checked alone; returns the game. Exits with 2 if one is wrong."""
+    may_be_zero = ["seed", "verification_iterations", "follower_baseline_rate", "adam_eps", "ent_coef", "vf_coef"]
+    may_be_zero += ["n_step", "learning_starts"]
     for flag, value in asdict(args).items():
         name = f"--{flag.replace('_', '-')}"
         if flag in ("exp_name", "env_id") and not re.fullmatch(r"[\w.-]+", value):
             fail(f"{name} becomes part of a folder's name: use letters, digits, '_', '-' and '.', not {value!r}")
         if isinstance(value, float) and not math.isfinite(value):
             fail(f"{name} must be a finite number, got {value}")
-        may_be_zero = ("seed", "verification_iterations", "follower_baseline_rate", "adam_eps", "ent_coef", "vf_coef")
-        if flag in (*may_be_zero, "n_step", "learning_starts"):
+        if flag in may_be_zero:
             if not 0 <= value < 2**63:
                 fail(f"{name} must not be negative, got {value}")
         elif isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
@@ -517,9 +518,9 @@ def summary(result: dict, game: MatrixGame) -> str:
             verdict = "a Stackelberg equilibrium"
         elif result["leader_return"] >= pessimistic_value:
             verdict = "as good as the follower's choice among equally good replies allows, or nearly"
-    ties = (
-        f"; {pessimistic_value:.2f} if the follower breaks ties against the leader" if pessimistic_value < value else ""
-    )
+    ties = ""
+    if value - pessimistic_value > 1e-9 * game.leader_scale:  # sums of floats differ without a tie that matters
+        ties = f"; {pessimistic_value:.2f} if the follower breaks ties against the leader"
     converged = result["steps_to_converge"]
     return f"""
 {result["env_id"]}: {verdict}

@@ -8,6 +8,9 @@ import torch
 
 MATRIX_SCRIPTS = ["stackelberg_ppo_matrix", "stackelberg_pg_matrix", "stackelberg_dqn_matrix"]
 
+# a budget of a second in which every script's leader takes gradient steps
+SHORT = ("--follower-timesteps", 1050, "--total-timesteps", 8000, "--verification-iterations", 2)
+
 torch.set_num_threads(1)
 
 

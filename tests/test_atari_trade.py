@@ -352,8 +352,7 @@ def test_short_run_of_the_trade_stages_with_a_video(monkeypatch, capsys, tmp_pat
     }
 
 
-def test_gameplay_learns_with_what_is_fired_credited(monkeypatch, tmp_path):
-    """A hit's reward lies on the decision that fired: the advantage of firing is known at once."""
+def test_gameplay_stage_saves_weights_that_load(monkeypatch, tmp_path):
     run_main(monkeypatch, tmp_path, "--stage", "gameplay", *TINY)
     directory = only(tmp_path / "runs")
     weights = torch.load(directory / "model.pt")["gameplay"]

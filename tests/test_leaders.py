@@ -7,10 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import MATRIX_SCRIPTS, best_response_follower
-
-# a budget in which every script's leader learns
-SHORT = ("--follower-timesteps", 1050, "--total-timesteps", 8000, "--verification-iterations", 2)
+from conftest import MATRIX_SCRIPTS, SHORT, best_response_follower
 
 
 def train(script, name, total_timesteps, **flags):

@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import MATRIX_SCRIPTS
+from conftest import MATRIX_SCRIPTS, best_response_follower
 from test_matrix_game import GAMES, OPTIMA, brute_force
 from torch import nn
 from torch.distributions import Categorical
@@ -28,7 +28,7 @@ OWN_GAMES = {
 TIED_GAME = ((0, 4, 1, 2.5), (1, 1, 0, 2))
 
 
-HARD_GAMES = ("prisoners_dilemma", "hero", "battle", "chicken")  # a wrong first action is a trap in them
+HARD_GAMES = ("prisoners_dilemma", "hero", "battle", "chicken")  # all of them missed by some run in the README's tables
 
 
 @pytest.mark.parametrize("name", GAMES)
@@ -40,8 +40,7 @@ def test_default_run_ends_at_the_optimum(script, run, name):
     assert abs(result["leader_regret"]) <= TOLERANCE[script.__name__] + 1e-9
     assert result["follower_regret"] <= 0.05
     assert abs(result["verification_gain"]) <= 0.05
-    if abs(result["leader_regret"]) <= 0.05:
-        assert result["steps_to_converge"] <= result["follower_steps"] + result["leader_steps"]
+    assert (result["steps_to_converge"] is not None) == (abs(result["leader_regret"]) <= 0.05 + 1e-9)
 
 
 @pytest.mark.parametrize("name", OWN_GAMES)
@@ -95,6 +94,21 @@ def test_verification_exposes_a_follower_that_does_not_best_respond(script):
     tit_for_tat = script.table_index(np.array([1, 0, 1, 0, 1]))
     leader_gain, follower_gain = script.verify(follower, game, tit_for_tat, args)
     assert follower_gain > 0.5 and leader_gain > 0.5
+
+
+def test_a_wrong_first_action_is_a_trap(script):
+    """In hero, a leader that starts with 0 would gain by starting with 1, but loses if it changes only its answer to
+    the query, or only its play: a leader that samples the two apart needs both at once."""
+    game = script.make_game(script.Args(env_id="hero"))
+    follower = best_response_follower(script, game)
+    wrong, right = np.array([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]])
+
+    def leader_return(answered, played):
+        replies = follower(np.arange(5), np.tile(answered, (5, 1)))
+        return script.play(game, played[None], replies[None])[0].item()
+
+    assert leader_return(right, right) > leader_return(wrong, wrong) + 0.05
+    assert max(leader_return(right, wrong), leader_return(wrong, right)) < leader_return(wrong, wrong) - 0.05
 
 
 def foreign_ppo(envs, total_timesteps, seed):

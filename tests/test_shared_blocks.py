@@ -162,9 +162,3 @@ def test_a_missing_block_is_found_and_named(script):
     sources = read_scripts()
     without = sources[script].replace(blocks_of(sources[script])["solve"], "")
     assert drift({**sources, script: without}) == [f"block solve of {MATRIX_SCRIPTS[0]}.py is missing in {script}.py"]
-
-
-def test_scripts_import_no_other_script():
-    for script, source in read_scripts().items():
-        imported = blocks_of(source)["imports"]
-        assert not [other for other in MATRIX_SCRIPTS if other in imported], f"{script}.py imports another script"

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-MATRIX_SCRIPTS = ["stackelberg_ppo_matrix", "stackelberg_pg_matrix", "stackelberg_dqn_matrix"]
+# The paper's follower, then ours.
+PAPER_SCRIPTS = ["stackelberg_ppo_matrix", "stackelberg_pg_matrix", "stackelberg_dqn_matrix"]
+MATRIX_SCRIPTS = [*PAPER_SCRIPTS, "replay_follower_matrix"]
 
 # a budget of a second in which every script's leader takes gradient steps
-SHORT = ("--follower-timesteps", 1050, "--total-timesteps", 8000, "--verification-iterations", 2)
+SHORT = ("--follower-timesteps", 1050, "--follower-batch-size", 105, "--total-timesteps", 8000)
+SHORT += ("--verification-iterations", 2)
 
 torch.set_num_threads(1)
 

@@ -39,7 +39,7 @@ KEYS = {
     "steps_per_second": float,
 }
 TAGS = {f"charts/{tag}" for tag in ("leader_return", "leader_return_greedy", "follower_return", "stackelberg_value")}
-TAGS |= {"charts/leader_regret", "charts/follower_regret", "charts/SPS", "losses/follower_policy_loss"}
+TAGS |= {"charts/leader_regret", "charts/follower_regret", "charts/SPS"}
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def wrong_inputs(tmp_path, checkpoint):
     (tmp_path / "file").write_text("no model")
     torch.save({"weights": torch.zeros(3)}, tmp_path / "foreign.pt")
     model = torch.load(checkpoint, weights_only=True)
-    model["follower"]["actor.weight"] = torch.zeros(2, 24)
+    model["follower"] = {name: torch.zeros(2, 24) for name in model["follower"]}
     torch.save(model, tmp_path / "shape.pt")
     payoff = ("--leader-payoff", 1, 2, 3, 4)
     return {
@@ -75,8 +75,11 @@ def wrong_inputs(tmp_path, checkpoint):
         "zero steps": (["--num-steps", 0], "--num-steps must be positive"),
         "negative steps": (["--num-steps", -3], "--num-steps must be positive"),
         "zero budget": (["--total-timesteps", 0], "--total-timesteps must be positive"),
-        "budget below pre-training": (["--total-timesteps", 50_000], "--total-timesteps 50000 is less than"),
-        "pre-training below one batch": (["--follower-timesteps", 104], "one batch of 105"),
+        "budget below pre-training": (["--total-timesteps", 1_900], "--total-timesteps 1900 is less than"),
+        "pre-training below one batch": (
+            ["--follower-timesteps", 104, "--follower-batch-size", 100],
+            "one batch of 105",
+        ),
         "fraction as steps": (["--total-timesteps", "1e5.5"], "--total-timesteps"),
         "zero batch": (["--follower-batch-size", 0], "--follower-batch-size must be positive"),
         "negative follower learning rate": (
@@ -118,7 +121,7 @@ def test_wrong_input_ends_with_one_line_and_nothing_written(script, checkpoint, 
 
 
 def test_wrong_input_in_a_terminal_of_its_own(script, tmp_path):
-    command = [sys.executable, ROOT / f"{script.__name__}.py", "--learning-rate", "-1"]
+    command = [sys.executable, script.__file__, "--learning-rate", "-1"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == "" and list(tmp_path.iterdir()) == []
     assert done.stderr == f"{script.__name__}.py: error: --learning-rate must be positive, got -1.0\n"
@@ -133,7 +136,7 @@ def test_tracking_without_wandb_says_what_to_install(script, tmp_path, monkeypat
 
 
 def test_tracking_without_a_key_is_one_line(script, tmp_path):
-    command = [sys.executable, ROOT / f"{script.__name__}.py", "--track"]
+    command = [sys.executable, script.__file__, "--track"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
     environment |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}
     done = subprocess.run(
@@ -199,6 +202,7 @@ def test_curves_have_the_shared_tags_and_count_every_step(run, tmp_path):
     events = EventAccumulator(str(next(tmp_path.glob("runs/*"))), size_guidance={"scalars": 0})
     events.Reload()
     assert set(events.Tags()["scalars"]) >= TAGS
+    assert any(tag.startswith("losses/follower_") for tag in events.Tags()["scalars"])
     assert all(tag.startswith(("charts/", "losses/")) for tag in events.Tags()["scalars"])
     greedy = [[event.step, pytest.approx(event.value)] for event in events.Scalars("charts/leader_return_greedy")]
     assert greedy == result["curve"][1:]
@@ -219,7 +223,7 @@ def test_same_seed_same_result_other_seed_other_weights(run):
     assert same(first) == same(again) and first["args"] == again["args"]
     folders = [Path(printed.split("result  ")[1].strip()).parent for _, printed in runs]
     models = [torch.load(folder / "model.pt", weights_only=True) for folder in folders]
-    weights = [(model["follower"]["actor.weight"], *model["leader"].values()) for model in models]
+    weights = [(next(iter(model["follower"].values())), *model["leader"].values()) for model in models]
     assert all(torch.equal(a, b) for a, b in zip(weights[0], weights[1], strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(weights[0], weights[2], strict=True))
 
@@ -255,7 +259,7 @@ def test_wandb_offline(run, tmp_path, monkeypatch):
 
 def test_inline_script_metadata_pins_what_was_tested(script):
     """PEP 723: a copied script brings its own pins, the same as in requirements.txt, for all that it imports."""
-    source = (ROOT / f"{script.__name__}.py").read_text()
+    source = Path(script.__file__).read_text()
     block = re.search(r"^# /// script\n((?:#.*\n)+?)# ///$", source, re.MULTILINE).group(1)
     metadata = tomllib.loads("".join(line.removeprefix("#").lstrip(" ") for line in block.splitlines(keepends=True)))
     pins = set(metadata["dependencies"])
@@ -267,7 +271,7 @@ def test_inline_script_metadata_pins_what_was_tested(script):
 
 def test_every_scripts_pins_stand_in_the_requirements():
     requirements = set((ROOT / "requirements.txt").read_text().split("\n"))
-    for path in ROOT.glob("*.py"):
+    for path in (*ROOT.glob("*.py"), *ROOT.glob("ablations/*.py")):
         block = path.read_text().partition("# ///\n")[0]
         pins = re.findall(r'"([\w-]+==[\d.]+)"', block)
         assert len(pins) >= 7 and set(pins) <= requirements, path.name
@@ -283,7 +287,7 @@ def test_requirements_are_what_is_installed():
 
 
 def test_scripts_import_nothing_of_the_project(script):
-    source = (ROOT / f"{script.__name__}.py").read_text()
+    source = Path(script.__file__).read_text()
     folders = ("ablations", "benchmark", "tests")
     others = {*folders, *(path.stem for folder in (".", *folders) for path in (ROOT / folder).glob("*.py"))}
     assert not others & set(re.findall(r"^ *(?:import|from) (\w+)", source, re.MULTILINE))
@@ -339,7 +343,9 @@ def test_readmes_run_flags_are_understood():
     """Every command line in the README that calls a script parses."""
     import importlib
 
-    lines = re.findall(r"^ +(?:pip .*&& )?python (\w+)\.py(.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    lines = re.findall(
+        r"^ +(?:pip .*&& )?python (?:ablations/)?(\w+)\.py(.*)$", (ROOT / "README.md").read_text(), re.MULTILINE
+    )
     assert len(lines) >= 6
     for script, flags in lines:
         importlib.import_module(script).parse_args(flags.split())

@@ -1,0 +1,152 @@
+"""The replay follower: an order of magnitude fewer steps, on the paper's games and on others."""
+
+import contextlib
+import importlib
+import io
+import os
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from test_matrix_game import GAMES, brute_force
+
+# Payoffs of 2x2 games that nobody chose: uniform in [-3, 0], independent for both players.
+RANDOM_GAMES = {f"random_{seed}": np.random.default_rng(seed).uniform(-3, 0, (2, 4)).tolist() for seed in range(20)}
+
+
+@pytest.fixture
+def script():
+    return importlib.import_module("replay_follower_matrix")
+
+
+def job(name, seed, run_dir):
+    """The flags of a run, as a command line has them."""
+    flags = ["--env-id", name, "--seed", seed, "--run-dir", run_dir]
+    if name in RANDOM_GAMES:
+        leader_payoff, follower_payoff = RANDOM_GAMES[name]
+        flags += ["--leader-payoff", *leader_payoff, "--follower-payoff", *follower_payoff]
+    return [*map(str, flags)]
+
+
+def run_quietly(flags):
+    script = importlib.import_module("replay_follower_matrix")
+    with contextlib.redirect_stdout(io.StringIO()):
+        return script.main(script.parse_args(flags))
+
+
+def converged_within(result, steps):
+    """The leader ends at the optimum of a paper's game, and was there from `steps` on."""
+    at_optimum = abs(result["leader_regret"]) <= 0.05 + 1e-9
+    return at_optimum and result["steps_to_converge"] is not None and result["steps_to_converge"] <= steps
+
+
+@pytest.mark.parametrize("name", GAMES)
+def test_the_optimum_within_10000_steps(name, tmp_path):
+    result = run_quietly(job(name, 1, tmp_path))
+    assert converged_within(result, 10_000)
+    assert result["follower_steps"] == 1920 and result["curve"][-1][0] <= 10_000
+    assert result["follower_regret"] <= 0.05 and abs(result["verification_gain"]) <= 0.05
+
+
+def at_the_optimum(result):
+    """Whether the leader is within 0.05 of the optimum, in the paper's scale (payoffs spread over 3)."""
+    leader_payoff, follower_payoff = RANDOM_GAMES[result["env_id"]]
+    optimum, _, _ = brute_force(leader_payoff, follower_payoff, 10)
+    return abs(optimum - result["leader_return"]) <= 0.05 * (max(leader_payoff) - min(leader_payoff)) / 3 + 1e-9
+
+
+def test_random_games(tmp_path):
+    results = [run_quietly([*job(name, 1, tmp_path), "--verification-iterations", "0"]) for name in RANDOM_GAMES]
+    missed = [result["env_id"] for result in results if not at_the_optimum(result)]
+    assert len(missed) <= 1, missed
+
+
+def test_four_episodes_with_each_leader_teach_nearly_the_best_response(script):
+    """Regret summed over the 32 leaders, by the number of times that the deck was dealt; ends of episodes remain."""
+    for name in GAMES:
+        args = script.Args(env_id=name)
+        game, follower = script.make_game(args), script.Follower()
+        best, regrets = script.solve(game)[2], []
+        for _ in script.train_follower(follower, game, script.random_leaders(1, True), 4, args, ""):
+            regrets.append((best - script.play(game, script.TABLES, follower.greedy_tables())[1]).sum())
+        assert regrets[-1] <= 0.2 + 1e-9 < 2 < regrets[0], (name, regrets)
+
+
+def test_q_values_solve_the_bellman_equation(script):
+    """Where every action was tried, Q = reward + 0.9 * the best next Q, as the game's payoffs say."""
+    args = script.Args(env_id="hero", follower_timesteps=4800)
+    game, follower = script.make_game(args), script.Follower()
+    for _ in script.train_follower(follower, game, script.random_leaders(1, True), 10, args, ""):
+        pass
+    q_values = follower.q_values.reshape(32, 5, 2).numpy()
+    for context, table in enumerate(script.TABLES):
+        for observation in (0, *{1 + 2 * table[0] + a for a in (0, 1)}):  # reached whatever the follower does
+            for action in (0, 1):
+                follows = 1 + 2 * table[observation] + action
+                reward = game.leader_payoff.T[table[observation], action] + 1.5
+                target = reward + 0.9 * q_values[context, follows].max()
+                assert q_values[context, observation, action] == pytest.approx(target, abs=1e-3)
+
+
+def test_leader_plays_as_it_answered(script):
+    args = script.Args(batch_size=90)
+    game = script.make_game(args)
+    seen = []
+
+    def follower(observation, context):
+        seen.append((context.copy(), observation.copy()))
+        return np.random.default_rng(len(seen)).integers(2, size=len(observation))
+
+    envs = script.LeaderPOMDP(game, follower, num_envs=6)
+    step, played = envs.step, []
+
+    def recording_step(actions):
+        if envs.t >= script.NUM_OBSERVATIONS:
+            played.append(actions.copy())
+        return step(actions)
+
+    envs.step = recording_step
+    torch.manual_seed(1)
+    for _ in script.train_leader(script.Leader(), envs, 10, args):
+        pass
+    contexts, observations = (np.array(x) for x in zip(*seen, strict=True))
+    answers = np.take_along_axis(contexts, observations[..., None], axis=-1).squeeze(-1)
+    assert answers.shape == (100, 6) and (np.array(played) == answers).all()
+    assert len({tuple(table) for table in contexts.reshape(-1, 5)}) > 10
+
+
+def test_wrong_flags_of_its_own(script):
+    for flags in (
+        {"follower_gamma": 1.0},
+        {"follower_gamma": -0.1},
+        {"follower_learning_rate": 1.5},
+        {"follower_replay_sweeps": 0},
+        {"risk_seeking": -1.0},
+    ):
+        with pytest.raises(SystemExit) as error:
+            script.make_game(script.Args(**flags))
+        assert error.value.code == 2
+    script.make_game(script.Args(follower_gamma=0.0, risk_seeking=0.0, ent_coef=0.0))
+
+
+@pytest.mark.acceptance
+def test_all_games_and_ten_seeds(tmp_path, capsys):
+    """Every run, not only most of them, and 20 random games."""
+    jobs = [job(name, seed, tmp_path) for name in GAMES for seed in range(1, 11)]
+    jobs += [job(name, 1, tmp_path) for name in RANDOM_GAMES]
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        results = list(pool.map(run_quietly, jobs))
+    paper, random = results[:-20], results[-20:]
+    steps = [r["steps_to_converge"] or np.inf for r in paper]
+    with capsys.disabled():
+        print("\n| game | median steps | most | follower_regret_all |\n|---|---|---|---|")
+        for i, name in enumerate(GAMES):
+            of_game, regret = steps[10 * i : 10 * i + 10], paper[10 * i]["follower_regret_all"]
+            print(f"| {name} | {np.median(of_game):,.0f} | {max(of_game):,.0f} | {regret:.2f} |")
+        print(f"| all | {np.median(steps):,.0f} | {max(steps):,.0f} | |")
+        print(f"random games at the optimum: {sum(map(at_the_optimum, random))} of 20")
+        print(f"seconds per run: {np.median([r['wall_seconds'] for r in results]):.1f} (median)")
+    assert all(converged_within(result, 10_000) for result in paper)
+    assert np.median(steps) <= 5_000
+    assert sum(map(at_the_optimum, random)) >= 19

@@ -1,16 +1,20 @@
 """The replay follower: an order of magnitude fewer steps, on the paper's games and on others."""
 
 import contextlib
+import csv
 import importlib
 import io
 import os
+import re
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from test_matrix_game import GAMES, brute_force
 
+ROOT = Path(__file__).parent.parent
 # Payoffs of 2x2 games that nobody chose: uniform in [-3, 0], independent for both players.
 RANDOM_GAMES = {f"random_{seed}": np.random.default_rng(seed).uniform(-3, 0, (2, 4)).tolist() for seed in range(20)}
 
@@ -57,8 +61,8 @@ def at_the_optimum(result):
 
 
 def test_random_games(tmp_path):
-    results = [run_quietly([*job(name, 1, tmp_path), "--verification-iterations", "0"]) for name in RANDOM_GAMES]
-    missed = [result["env_id"] for result in results if not at_the_optimum(result)]
+    runs = [run_quietly([*job(name, 1, tmp_path), "--verification-iterations", "0"]) for name in RANDOM_GAMES]
+    missed = [result["env_id"] for result in runs if not at_the_optimum(result)]
     assert len(missed) <= 1, missed
 
 
@@ -130,14 +134,49 @@ def test_wrong_flags_of_its_own(script):
     script.make_game(script.Args(follower_gamma=0.0, risk_seeking=0.0, ent_coef=0.0))
 
 
+def results(name):
+    return list(csv.DictReader((ROOT / f"benchmark/results/{name}.csv").open()))
+
+
+def test_readmes_table_says_what_the_results_say():
+    readme = (ROOT / "README.md").read_text()
+    steps = {name: [] for name in (*GAMES, "all")}
+    for row in results("replay_follower"):
+        for name in (row["env_id"], "all"):
+            steps[name].append(float(row["steps_to_converge"] or "inf"))
+        assert abs(float(row["leader_regret"])) <= 0.05
+    for name, of_game in steps.items():
+        (median, most) = re.search(rf"^\| {name} \| ([\d,]*\d)[^|]* \| ([\d,]+) \|.* 480 \|$", readme, re.M).groups()
+        assert (median, most) == (f"{np.median(of_game):,.0f}", f"{max(of_game):,.0f}")
+        assert len(of_game) == (120 if name == "all" else 10)
+    words = " ".join(readme.split())
+    for flags, claim in (
+        ("--verification-iterations 0", "{} of 100 runs end at the optimum, median {:,.0f}, most {:,.0f} steps"),
+        ("--verification-iterations 0 --risk-seeking 0 --ent-coef 0", "{} of 100, median {:,.0f}."),
+    ):
+        of_flags = [row for row in results("replay_prisoners_dilemma") if row["flags"] == flags]
+        hits = sum(abs(float(row["leader_regret"])) <= 0.05 + 1e-9 for row in of_flags)
+        of_flags = [float(row["steps_to_converge"] or "inf") for row in of_flags]
+        assert len(of_flags) == 100 and claim.format(hits, np.median(of_flags), max(of_flags)) in words
+    missed = [row["env_id"] for row in results("replay_random_games") if not row["steps_to_converge"]]
+    assert missed == ["random_8"] and "payoffs uniform in [-3, 0], 19 end at the optimum" in words
+
+
+def test_results_of_random_games_hold_their_payoffs():
+    """The list of games in the file is the one of this test."""
+    for row in results("replay_random_games"):
+        payoffs = [float(word) for word in row["flags"].split() if not word.startswith("--")]
+        assert payoffs == [*RANDOM_GAMES[row["env_id"]][0], *RANDOM_GAMES[row["env_id"]][1]]
+
+
 @pytest.mark.acceptance
 def test_all_games_and_ten_seeds(tmp_path, capsys):
     """Every run, not only most of them, and 20 random games."""
     jobs = [job(name, seed, tmp_path) for name in GAMES for seed in range(1, 11)]
     jobs += [job(name, 1, tmp_path) for name in RANDOM_GAMES]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        results = list(pool.map(run_quietly, jobs))
-    paper, random = results[:-20], results[-20:]
+        runs = list(pool.map(run_quietly, jobs))
+    paper, random = runs[:-20], runs[-20:]
     steps = [r["steps_to_converge"] or np.inf for r in paper]
     with capsys.disabled():
         print("\n| game | median steps | most | follower_regret_all |\n|---|---|---|---|")
@@ -146,7 +185,7 @@ def test_all_games_and_ten_seeds(tmp_path, capsys):
             print(f"| {name} | {np.median(of_game):,.0f} | {max(of_game):,.0f} | {regret:.2f} |")
         print(f"| all | {np.median(steps):,.0f} | {max(steps):,.0f} | |")
         print(f"random games at the optimum: {sum(map(at_the_optimum, random))} of 20")
-        print(f"seconds per run: {np.median([r['wall_seconds'] for r in results]):.1f} (median)")
+        print(f"seconds per run: {np.median([r['wall_seconds'] for r in runs]):.1f} (median)")
     assert all(converged_within(result, 10_000) for result in paper)
     assert np.median(steps) <= 5_000
     assert sum(map(at_the_optimum, random)) >= 19

@@ -14,6 +14,20 @@ MATRIX_SCRIPTS = [*PAPER_SCRIPTS, "replay_follower_matrix"]
 SHORT = ("--follower-timesteps", 1050, "--follower-batch-size", 105, "--total-timesteps", 8000)
 SHORT += ("--verification-iterations", 2)
 
+# The other scripts, each with flags of a run that takes about a second.
+QUICK = {
+    "ppo_qlearning_matrix": ("--total-timesteps", 30_000, "--evaluation-followers", 3),
+    "es_md_matrix": (
+        "--total-timesteps",
+        300_000,
+    ),
+    "theorem2_divergence": (),
+    "noninvariant_leader": (),
+    "hidden_queries": (),
+    "leader_reward_during_learning": (),
+    "continuous_follower": (),
+}
+
 torch.set_num_threads(1)
 
 

@@ -8,12 +8,10 @@
     python stackelberg_ppo_atari_trade.py --leader seller
     python stackelberg_ppo_atari_trade.py --leader buyer
 
-In progress: with the seller as leader the meta-follower does not reliably refuse the price 1 yet, see the README.
-
 Shots cost bullets. Only player 1, the seller, is given any; it can sell each one to player 2, the buyer, whose hits
-count ten times as much. Who commits to its prices first takes the gains from trade: the seller as leader should ask
-0.75, the highest price on the grid below the buyer's value of a bullet (just under 1); the buyer as leader should
-pay no more than 0.25, the lowest above the seller's value (just under 0.1).
+count ten times as much. Who commits to its prices first takes the gains from trade: the seller as leader asks 0.75,
+the highest price on the grid below the buyer's value of a bullet (just under 1); the buyer as leader pays no more than
+0.25, the lowest above the seller's value (just under 0.1).
 
 Three stages. (1) Gameplay: PPO on the game alone until the players aim well; a trained network is committed. (2) The
 meta-follower: PPO on the follower's trade actions against a leader that trades at random; the follower is told the
@@ -31,6 +29,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import sys
 import time
 from collections import deque
@@ -51,15 +50,15 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 try:
-    from multi_agent_ale_py import ALEInterface
-except ImportError:  # `check_input` says what to do
+    from multi_agent_ale_py.ale_python_interface import ALEInterface, ale_lib
+except ImportError:  # `check_args` says what to do
     ALEInterface = None
 
 
 @dataclass
 class Args:
-    exp_name: str = Path(__file__).stem
-    """name of the experiment, part of the run directory's name"""
+    exp_name: str = os.path.basename(__file__)[: -len(".py")]
+    """name of this experiment, part of the run's name"""
     seed: int = 1
     """seed of networks, action sampling, bullet times and no-op starts"""
     torch_deterministic: bool = True
@@ -67,36 +66,37 @@ class Args:
     cuda: bool = False
     """if toggled, the networks run on the GPU; the emulators are the bottleneck either way"""
     track: bool = False
-    """if toggled, this run is tracked with Weights & Biases"""
+    """track the run with Weights and Biases too (set WANDB_MODE=offline to work without the network)"""
     wandb_project_name: str = "stackelberg"
-    """the W&B project's name"""
+    """project name in Weights and Biases"""
     wandb_entity: str | None = None
-    """the entity (team) of the W&B project"""
+    """entity (team) in Weights and Biases"""
     save_model: bool = False
-    """save what was trained to model.pt in the run directory (always done by `--stage gameplay`)"""
+    """save what was trained as model.pt in the run's folder (`--stage gameplay` always does)"""
     capture_video: bool = False
-    """write one evaluation episode to episode.gif in the run directory, with bullets, offers and payments beside it"""
+    """write one evaluation episode to episode.gif in the run's folder, with bullets, offers and payments beside it"""
     run_dir: str = "runs"
-    """directory in which the run directory is made"""
+    """folder that the run's own folder is made in"""
     resume: str | None = None
-    """run directory of an interrupted run to continue exactly, with that run's flags; give no other flag"""
+    """folder of an interrupted run to continue exactly, with that run's flags; give no other flag"""
 
     leader: Literal["seller", "buyer"] = "seller"
     """who commits to its trade actions"""
     stage: Literal["trade", "gameplay", "all", "evaluate"] = "trade"
     """trade: stages 2 and 3 with the gameplay checkpoint; gameplay: stage 1 alone; all: the three stages from nothing;
     evaluate: no learning, only the evaluation of `--trade-checkpoint`"""
-    gameplay_checkpoint: str = str(Path(__file__).parent / "benchmark/checkpoints/atari_trade_gameplay.pt")
+    gameplay_checkpoint: str = os.path.join(os.path.dirname(__file__), "benchmark/checkpoints/atari_trade_gameplay.pt")
     """model.pt of a run with `--stage gameplay`, used by `--stage trade` and `--stage evaluate`"""
     trade_checkpoint: str | None = None
     """model.pt of a run with `--save-model`, for `--stage evaluate`"""
-    gameplay_timesteps: int = 300_000
-    """decisions (4 frames, both players act) of stage 1"""
+    gameplay_timesteps: int = 120_000
+    """decisions (4 frames, both players act) of stage 1. With 300,000 the players hardly ever miss: a bullet is then
+    worth 1.0 to the buyer, and whether it should pay 1.0 is a tie"""
     follower_timesteps: int = 120_000
     """environment steps of stage 2: decisions, queries and trades"""
-    total_timesteps: int = 165_000
+    total_timesteps: int = 200_000
     """environment steps of stages 2 and 3 together"""
-    verification_timesteps: int = 25_000
+    verification_timesteps: int = 40_000
     """environment steps for which the follower learns on against the frozen leader"""
     eval_episodes: int = 100
     """episodes of every evaluation; both agents act greedily"""
@@ -113,10 +113,12 @@ class Args:
     """stages 2 and 3: least and most decisions between two bullets, drawn uniformly"""
     max_steps: int = 300
     """decisions after which an episode is cut off; it ends earlier when every bullet has been used and has landed"""
-    hit_credit: Literal["fired", "landed"] = "fired"
-    """fired: while learning, a hit is credited to the decision that fired the shot (stage 1), or to the trade that put
-    the bullet into the shooter's hands (stages 2 and 3); landed: to the latest decision when the alien dies. An
-    episode's return is the same"""
+    ent_coef: float = 0.01
+    """coefficient of the entropy bonus, in all stages, decaying like the learning rate"""
+    clip_coef: float = 0.2
+    """clipping of the probability ratio, in all stages"""
+    max_grad_norm: float = 0.5
+    """largest norm of the gradient, in all stages"""
 
     gameplay_learning_rate: float = 7e-4
     """stage 1: learning rate of Adam, decaying linearly to a twentieth"""
@@ -130,14 +132,8 @@ class Args:
     """stage 1: passes over a rollout"""
     minibatch_size: int = 256
     """stage 1: most rows per minibatch"""
-    ent_coef: float = 0.01
-    """coefficient of the entropy bonus, in all stages, decaying like the learning rate"""
-    clip_coef: float = 0.2
-    """clipping of the probability ratio, in all stages"""
     vf_coef: float = 0.5
-    """coefficient of the value loss, in all stages"""
-    max_grad_norm: float = 0.5
-    """largest norm of the gradient, in all stages"""
+    """stage 1: coefficient of the value loss"""
 
     learning_rate: float = 3e-3
     """stages 2 and 3: learning rate of Adam, decaying linearly to a twentieth"""
@@ -145,13 +141,6 @@ class Args:
     """stages 2 and 3: complete episodes (of five trades) per update"""
     trade_epochs: int = 8
     """stages 2 and 3: passes over the trades of a batch, all of them in one minibatch"""
-    pool_bullet_value: bool = True
-    """stages 2 and 3: reward the one who ends up with a trade's bullet by what its bullets have brought on average so
-    far, instead of by this bullet's hit"""
-    trade_gamma: float = 0.0
-    """stages 2 and 3: discount factor from one trade to the next. 0, since a bullet's hit is credited to its own trade
-    anyway, and all that later trades add is the noise of their prices; 1 = the return of the episode's remaining trades
-    (needed with `--hit-credit landed`)"""
 
 
 # ----------------------------------------------------------------------------------------------------- the environment
@@ -239,24 +228,26 @@ class TradeEnv(gym.Env):
         self.ale.loadROM(rom_path())
         self.ale.setMode(33)  # two players at once, fixed shields
         self.ale.reset_game()
+        # The emulator reads and writes these in place.
+        self.buttons, self.scores, self.ram = np.zeros(2, np.intc), np.zeros(2, np.intc), np.zeros(128, np.uint8)
+        self.screens = np.zeros((2, 210 * 160), np.uint8)
+        self.addresses = [x.ctypes.data for x in (self.buttons, self.scores, self.ram, *self.screens)]
         for _ in range(130):  # until the field is complete and shots are possible
-            self.ale.act(np.zeros(2, np.intc))
+            self._frame()
         self.start = self.ale.cloneSystemState()
         self.image = np.zeros((2, *IMAGE_SHAPE), np.uint8)
-        self.screens = np.zeros((2, 210 * 160), np.uint8)
         self.wide = np.zeros((IMAGE_SHAPE[1], 320), np.uint8)  # the playfield with a margin on both sides
-        self.ram = np.zeros(128, np.uint8)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
         """Starts an episode: no-ops, then the game without bullets until the first one is given."""
         if seed is not None:
             self.rng = np.random.default_rng(seed)
         self.ale.restoreSystemState(self.start)
-        buttons = np.zeros(2, np.intc)
+        self.buttons[:] = 0
         for frame in range(1 + int(self.rng.integers(self.max_start))):
             if not self.trades and frame % 16 == 0:
-                buttons[:] = self.rng.choice((0, 3, 4), 2)
-            self.ale.act(buttons)
+                self.buttons[:] = self.rng.choice((0, 3, 4), 2)
+            self._frame()
         self.phase, self.committed, self.steps = GAME, 0, 0
         low, high = self.bullet_interval
         self.arrivals = [[], []]  # per player the decisions at which it is still to be given a bullet, soonest last
@@ -272,8 +263,7 @@ class TradeEnv(gym.Env):
         self.offered, self.accepted = [], []  # per trade [seller's, buyer's] trade action, and whether they agreed
         self.bonus, self.unknown = 0, 0  # rewards for the other's death; shots whose shooter could not be told
         self.image[:] = 0
-        self.ale.getRAM(self.ram)
-        self.ale.getScreen(self.screens[0])
+        ale_lib.getScreen(self.ale.obj, self.addresses[3])
         self.screens[1] = self.screens[0]
         self._see()
         self.image[:, :-1] = self.image[:, -1:]
@@ -313,23 +303,29 @@ class TradeEnv(gym.Env):
         self.returns = [total + float(r) for total, r in zip(self.returns, reward, strict=True)]
         return self.observation(), reward, used or over, False, info
 
+    def _frame(self):
+        """Runs the emulator for one frame; the wrapper's own `act` and `getRAM` would take longer than the emulator."""
+        buttons, scores, ram = self.addresses[:3]
+        ale_lib.actMulti(self.ale.obj, buttons, scores)
+        ale_lib.getRAM(self.ale.obj, ram)
+
     def _play(self, action, reward, info):
         """Runs the emulator for one decision, finds out from RAM who has fired, and counts hits."""
-        moves, buttons = [GAME_ACTIONS[action[p][0]] for p in (SELLER, BUYER)], np.zeros(2, np.intc)
+        moves, buttons = [GAME_ACTIONS[action[p][0]] for p in (SELLER, BUYER)], [0, 0]
         for frame in range(self.frame_skip):
             for p in (SELLER, BUYER):
                 buttons[p] = moves[p] if self.bullets[p] else FIRE_REMOVED[moves[p]]
             if abs(int(self.ram[RAM_PLAYER_X]) - int(self.ram[RAM_PLAYER_X + 1])) <= 2:
                 # Ships in one place take turns in firing, or nobody could tell whose shot it was.
-                buttons[self.steps % 2] = FIRE_REMOVED[int(buttons[self.steps % 2])]
-            scores = self.ale.act(buttons).tolist()
+                buttons[self.steps % 2] = FIRE_REMOVED[buttons[self.steps % 2]]
+            self.buttons[:] = buttons
+            self._frame()
             if frame >= self.frame_skip - 2:
-                self.ale.getScreen(self.screens[frame % 2])
-            self.ale.getRAM(self.ram)
+                ale_lib.getScreen(self.ale.obj, self.addresses[3 + frame % 2])
             ram = self.ram.tolist()
             missiles = [(ram[RAM_MISSILE_Y + i], ram[RAM_MISSILE_X + i]) for i in (0, 1)]
-            for p in (SELLER, BUYER):
-                shot, score = self.shot[p], scores[p]
+            for p, score in enumerate(self.scores.tolist()):
+                shot = self.shot[p]
                 if score >= 200:  # the bonus for the other player's death is not a hit
                     score -= 200
                     self.bonus += 1
@@ -340,7 +336,9 @@ class TradeEnv(gym.Env):
                     info["hits"].append((p, shot[1], self.steps - shot[2]))
                 elif shot and shot[3]:
                     shot[3] = any(y <= 85 and x == shot[0] for y, x in missiles)
-            for x in (x for y, x in missiles if y == 85):
+            for y, x in missiles:
+                if y != 85:
+                    continue
                 armed = [p for p in (SELLER, BUYER) if buttons[p] in (1, 11, 12) and self.bullets[p]]
                 shooters = [p for p in armed if ram[RAM_PLAYER_X + p] + 5 == x]
                 if shooters:
@@ -364,7 +362,7 @@ class TradeEnv(gym.Env):
         for p in (SELLER, BUYER):
             muzzle = int(self.ram[RAM_PLAYER_X + p]) + 3  # the screen's column in which a shot flies
             view = self.wide[:, muzzle : muzzle + 160]
-            self.image[p, -1] = VIEW[p][np.maximum(view[:, 0::2], view[:, 1::2])]
+            self.image[p, -1] = VIEW[p].take(np.maximum(view[:, 0::2], view[:, 1::2]))
 
     def observation(self) -> dict:
         """What both players see now."""
@@ -401,16 +399,17 @@ class VectorTradeEnv:
     """`args.num_envs` emulators stepped by threads of this process (the emulator releases the interpreter's lock).
 
     What `step` finds lies in arrays with an axis of emulators in front: `image`, `economy`, `phase` (of the next step),
-    `reward`, `done`, `hits`. A finished episode starts anew within the step; its counters are in `finished`.
+    `reward`, `done`, `hits`. A finished episode starts anew within the step; its counters are in `finished`. Each
+    thread has a chunk of the emulators, and calls `look` with it when their arrays are up to date.
     """
 
-    def __init__(self, args, seed, **kwargs):
+    def __init__(self, args, seed, look: Callable[[slice], None] = lambda chunk: None, **kwargs):
         n, num_threads = args.num_envs, min(args.num_threads, args.num_envs)
         kwargs = {"bullet_interval": args.bullet_interval, "max_steps": args.max_steps} | kwargs
         seeds = np.random.SeedSequence(seed).generate_state(n)
         self.envs = [TradeEnv(num_bullets=args.num_bullets, seed=int(s), **kwargs) for s in seeds]
         self.pool = ThreadPoolExecutor(num_threads)
-        self.chunks = [range(k, n, num_threads) for k in range(num_threads)]
+        self.look, self.chunks = look, [slice(k, n, num_threads) for k in range(num_threads)]
         self.image, self.economy = np.zeros((n, 2, *IMAGE_SHAPE), np.uint8), np.zeros((n, 2, ECONOMY_SIZE), np.float32)
         self.phase, self.reward, self.done = np.zeros(n, np.int64), np.zeros((n, 2), np.float32), np.zeros(n, bool)
         self.hits, self.finished = [[] for _ in range(n)], [None] * n
@@ -418,12 +417,17 @@ class VectorTradeEnv:
     def _write(self, i, observation):
         self.image[i], self.economy[i], self.phase[i] = *observation.values(), self.envs[i].phase
 
+    def _write_all(self, observations):
+        for i, observation in enumerate(observations):
+            self._write(i, observation)
+        for chunk in self.chunks:
+            self.look(chunk)
+
     def reset(self):
-        for i, env in enumerate(self.envs):
-            self._write(i, env.reset()[0])
+        self._write_all(env.reset()[0] for env in self.envs)
 
     def _step_chunk(self, chunk, action):
-        for i in chunk:
+        for i in range(len(self.envs))[chunk]:
             env = self.envs[i]
             observation, self.reward[i], self.done[i], _, info = env.step(action[i])
             self.hits[i], self.finished[i] = info["hits"], None
@@ -431,6 +435,7 @@ class VectorTradeEnv:
                 self.finished[i] = {name: getattr(env, name) for name in env.FIELDS.split()}
                 observation, _ = env.reset()
             self._write(i, observation)
+        self.look(chunk)
 
     def step(self, action: np.ndarray) -> None:
         """Takes all players' actions, int [num_envs, 2, 2]."""
@@ -444,9 +449,9 @@ class VectorTradeEnv:
         return [env.get_state() for env in self.envs]
 
     def set_state(self, states: list[dict]) -> None:
-        for i, (env, state) in enumerate(zip(self.envs, states, strict=True)):
+        for env, state in zip(self.envs, states, strict=True):
             env.set_state(state)
-            self._write(i, env.observation())
+        self._write_all(env.observation() for env in self.envs)
 
 
 # ------------------------------------------------------------------------------------------------------------ networks
@@ -474,8 +479,10 @@ class Gameplay(nn.Module):
 
     def features(self, image: torch.Tensor) -> torch.Tensor:
         """uint8 [batch, 4, 45, 80] -> float32 [batch, 256]."""
-        image = image.to(self.actor.weight.device)
-        return self.cnn(image.to(torch.float32, memory_format=torch.channels_last) / 255.0)
+        # Channels last is the faster layout in stage 1, which has a backward pass, and the slower one without.
+        channels_last = self.cnn[0].weight.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        return self.cnn(image.to(self.actor.weight.device).to(torch.float32, memory_format=layout) / 255.0)
 
     def heads(self, features: torch.Tensor, economy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """[batch, 256], [batch, 10] -> logits [batch, 6], value [batch]."""
@@ -490,13 +497,12 @@ class Trader(nn.Module):
         super().__init__()
         self.economy = nn.Sequential(layer_init(nn.Linear(ECONOMY_SIZE, 64)), nn.ReLU())
         self.actor = layer_init(nn.Linear(256 + 64, len(PRICES)), 0.01)
-        self.critic = layer_init(nn.Linear(256 + 64, 1), 0.01)
 
-    def forward(self, features: torch.Tensor, economy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """[batch, 256], [batch, 10] -> logits [batch, 5], value [batch]."""
+    def forward(self, features: torch.Tensor, economy: torch.Tensor) -> torch.Tensor:
+        """[batch, 256], [batch, 10] -> logits [batch, 5]."""
         # Scaled to length 1, so that 256 image features do not drown ten economic ones.
-        hidden = torch.cat([F.normalize(features, dim=1), self.economy(economy.to(features.device))], 1)
-        return self.actor(hidden), self.critic(hidden).squeeze(1)
+        features, economy = features.to(self.actor.weight.device), economy.to(self.actor.weight.device)
+        return self.actor(torch.cat([F.normalize(features, dim=1), self.economy(economy)], 1))
 
 
 def sample(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -506,23 +512,20 @@ def sample(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return action, log_probs.gather(1, action[:, None]).squeeze(1)
 
 
-def ppo_step(args, module, optimizer, ent_coef, logits, value, action, old_logprob, advantage, return_) -> dict:
-    """One gradient step on PPO's clipped loss, with advantages normalised over these rows. Returns TensorBoard tags."""
+def ppo_step(args, module, optimizer, ent_coef, logits, action, old_logprob, advantage, more_loss=0.0) -> dict:
+    """One gradient step on PPO's clipped loss over these rows. Returns TensorBoard tags."""
     log_probs = torch.log_softmax(logits, 1)
     log_ratio = log_probs.gather(1, action[:, None]).squeeze(1) - old_logprob
     ratio = log_ratio.exp()
-    advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
     clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
     policy_loss = -torch.min(advantage * ratio, advantage * clipped).mean()
-    value_loss = 0.5 * (value - return_).square().mean()
     entropy = -(log_probs.exp() * log_probs).sum(1).mean()
-    loss = policy_loss - ent_coef * entropy + args.vf_coef * value_loss
     optimizer.zero_grad()
-    loss.backward()
+    (policy_loss - ent_coef * entropy + more_loss).backward()
     nn.utils.clip_grad_norm_(module.parameters(), args.max_grad_norm)
     optimizer.step()
     kl = ((ratio.detach() - 1) - log_ratio.detach()).mean()
-    parts = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy, "approx_kl": kl}
+    parts = {"policy_loss": policy_loss, "entropy": entropy, "approx_kl": kl}
     return {f"losses/{name}": part.item() for name, part in parts.items()}
 
 
@@ -573,7 +576,7 @@ def train_gameplay(args, run, agent: Gameplay) -> dict:
             rewards[t] = 0.0
             for i, hits in enumerate(venv.hits):
                 for player, _, age in hits:
-                    rewards[max(t - age, 0) if args.hit_credit == "fired" else t, 2 * i + player] += 1.0
+                    rewards[max(t - age, 0), 2 * i + player] += 1.0
             dones[t] = torch.from_numpy(venv.done).float().repeat_interleave(2)
             recent.extend(episode for episode in venv.finished if episode)
         run.global_step += (total - first) * args.num_envs
@@ -592,9 +595,13 @@ def train_gameplay(args, run, agent: Gameplay) -> dict:
         num_minibatches = -(-len(kept) // args.minibatch_size)  # of equal size, so that none is a single row
         for _ in range(args.update_epochs):
             for index in kept[torch.randperm(len(kept))].tensor_split(num_minibatches):
-                image, economy, *rest = (x[index].to(run.device) for x in flat)
-                outputs = agent.heads(agent.features(image), economy)
-                losses = ppo_step(args, agent, optimizer, args.ent_coef * left, *outputs, *rest)
+                image, economy, *rest, advantage, return_ = (x[index].to(run.device) for x in flat)
+                logits, value = agent.heads(agent.features(image), economy)
+                advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
+                value_loss = 0.5 * (value - return_).square().mean()
+                rest += [advantage, args.vf_coef * value_loss]
+                losses = ppo_step(args, agent, optimizer, args.ent_coef * left, logits, *rest)
+                losses["losses/value_loss"] = value_loss.item()
         for tensor in rows:
             tensor[:FLIGHT] = tensor[n:].clone()
         first = FLIGHT
@@ -629,7 +636,7 @@ def random_leader(features: torch.Tensor, economy: torch.Tensor) -> torch.Tensor
 
 def greedy(trader: Trader) -> Policy:
     """A trader's most probable action."""
-    return lambda features, economy: trader(features, economy)[0].argmax(1).cpu()
+    return lambda features, economy: trader(features, economy).argmax(1).cpu()
 
 
 def ordered(leader: int, leader_policy: Policy, follower_policy: Policy) -> list[Policy]:
@@ -640,43 +647,42 @@ def ordered(leader: int, leader_policy: Policy, follower_policy: Policy) -> list
 class Trading:
     """Plays trades on many emulators; the game itself is played by the frozen gameplay network.
 
-    If `learner` is a player, its policy is a `Trader` that is sampled from, as is the gameplay network, and every
-    finished episode carries its trades as `rows`: features, economy, action, log-probability, value, payment, whether
-    the learner ended up with the bullet, reward from hits. Without a learner, everything is greedy.
+    If `learner` is a player, its policy is a `Trader` that is sampled from, and every finished episode carries its
+    trades as `rows`: features, economy, action, log-probability, payment, whether the learner ended up with the bullet,
+    reward from this bullet's hit.
     """
 
     def __init__(self, args, gameplay, policies, leader, seed, learner=None):
-        self.args, self.gameplay, self.policies = args, gameplay, policies
-        self.leader, self.learner = leader, learner
-        self.venv = VectorTradeEnv(args, seed=seed, leader=leader)
+        self.gameplay, self.policies, self.leader, self.learner = gameplay, policies, leader, learner
+        self.features = torch.zeros(args.num_envs, 2, 256)
+        self.action = np.zeros((args.num_envs, 2, 2), np.int64)  # what to do next, as far as the game is concerned
+        self.venv = VectorTradeEnv(args, seed, self._look, leader=leader)
         self.rows = [[] for _ in range(args.num_envs)]
+
+    @torch.no_grad()
+    def _look(self, chunk):
+        """Image features and game actions of a chunk of emulators, computed in the thread that steps them."""
+        image, economy = (torch.from_numpy(x[chunk]).flatten(0, 1) for x in (self.venv.image, self.venv.economy))
+        features = self.gameplay.features(image)
+        self.action[chunk, :, 0] = self.gameplay.heads(features, economy)[0].argmax(1).view(-1, 2).cpu()
+        self.features[chunk] = features.view(-1, 2, 256).cpu()
 
     @torch.no_grad()
     def step(self) -> list[dict]:
         """One step of all emulators, each in its own phase. Returns the episodes that ended."""
         venv, learner, phase = self.venv, self.learner, self.venv.phase.copy()
-        acting = np.repeat((phase == GAME)[:, None], 2, 1)  # [num_envs, 2]: whose action is asked for
-        acting[phase == QUERY, self.leader] = True
-        acting[phase == TRADE, 1 - self.leader] = True
-        row = np.cumsum(acting).reshape(acting.shape) - 1
-        economy = torch.from_numpy(venv.economy[acting])
-        features = self.gameplay.features(torch.from_numpy(venv.image[acting]))
-        action = np.zeros((len(phase), 2, 2), np.int64)
-        logits = self.gameplay.heads(features, economy)[0].cpu()
-        action[acting, 0] = logits.argmax(1) if learner is None else sample(logits)[0]
-        for player in (SELLER, BUYER):
-            envs = np.flatnonzero(acting[:, player] & (phase != GAME))
-            index = torch.from_numpy(row[envs, player])
-            f, e = features[index.to(features.device)], economy[index]
+        for player, moment in ((self.leader, QUERY), (1 - self.leader, TRADE)):
+            envs = np.flatnonzero(phase == moment)
+            if not len(envs):
+                continue
+            features, economy = self.features[envs, player], torch.from_numpy(venv.economy[envs, player])
+            answer = self.policies[player](features, economy)
             if player == learner:
-                logits, value = (x.cpu() for x in self.policies[player](f, e))
-                answer, logprob = sample(logits)
-                for i, *columns in zip(envs, f.cpu(), e, answer, logprob, value, strict=True):
+                answer, logprob = sample(answer.cpu())
+                for i, *columns in zip(envs, features, economy, answer, logprob, strict=True):
                     self.rows[i].append([*columns, 0.0, False, 0.0])
-            else:
-                answer = self.policies[player](f, e)
-            action[envs, player, 1] = answer.numpy()
-        venv.step(action)
+            self.action[envs, player, 1] = answer
+        venv.step(self.action)
         for i, rows in enumerate(self.rows if learner is not None else []):
             if phase[i] == TRADE:
                 rows[-1][-3] = float(venv.reward[i, learner])
@@ -684,10 +690,23 @@ class Trading:
                 rows[-1][-2] = accepted[-1] == (learner == BUYER)
             for bullet in (bullet for player, bullet, _ in venv.hits[i] if player == learner):
                 # Every bullet opens one trade, so bullet k is the subject of row k.
-                rows[bullet if self.args.hit_credit == "fired" else -1][-1] += float(HIT_REWARD[learner])
+                rows[bullet][-1] += float(HIT_REWARD[learner])
         finished = [venv.finished[i] | {"env": int(i), "rows": self.rows[i]} for i in np.flatnonzero(venv.done)]
         self.rows = [[] if done else rows for done, rows in zip(venv.done, self.rows, strict=True)]
         return finished
+
+
+def standardise(reward: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    """Mean 0 and standard deviation 1 among the trades with the same committed price.
+
+    `context` [trades, 5] is that price as one-hot, zero for a leader, whose trades are all compared. Whether to pay 1.0
+    for a bullet worth 0.98 is a matter of 0.02 and would drown among prices whose rewards differ by up to 1.
+    """
+    advantage = torch.zeros_like(reward)
+    for price in context.unique(dim=0):
+        same = (context == price).all(1)
+        advantage[same] = (reward[same] - reward[same].mean()) / (reward[same].std(correction=0) + 1e-4)
+    return advantage
 
 
 def train_trader(args, run, stage, gameplay, trader, learner, opponent, leader, timesteps, seed) -> None:
@@ -712,7 +731,7 @@ def train_trader(args, run, stage, gameplay, trader, learner, opponent, leader, 
     while done < timesteps:
         left = max(1 - done / timesteps, 0.05)
         optimizer.param_groups[0]["lr"] = args.learning_rate * left
-        batch, rows = [], []
+        batch = []
         while len(batch) < args.batch_episodes:
             batch += trading.step()
             done += args.num_envs
@@ -721,16 +740,15 @@ def train_trader(args, run, stage, gameplay, trader, learner, opponent, leader, 
         update += 1
         bullets += sum(held for episode in batch for *_, held, _ in episode["rows"])
         earned += sum(hits for episode in batch for *_, hits in episode["rows"])
-        for episode in batch:
-            return_ = torch.zeros(())
-            for *row, value, payment, held, hits in reversed(episode.pop("rows")):
-                # The learner's mean reward per bullet so far tells 1.0 from a value of 0.99 long before single hits do.
-                reward = payment + (held * earned / max(bullets, 1) if args.pool_bullet_value else hits)
-                return_ = reward + args.trade_gamma * return_
-                rows.append((*row, return_ - value, return_))
-        features, economy, *rest = (torch.stack(column).to(run.device) for column in zip(*rows, strict=True))
+        # A trade's reward: what is paid, and what a bullet has been worth to the learner so far if it ends up with it.
+        # The average tells 1.0 from a value of 0.98 long before single hits do.
+        value = earned / max(bullets, 1)
+        rows = [(*row, payment + held * value) for e in batch for *row, payment, held, _ in e.pop("rows")]
+        *columns, reward = zip(*rows, strict=True)
+        features, economy, *rest = (torch.stack(column).to(run.device) for column in columns)
+        rest.append(standardise(torch.tensor(reward), economy[:, -len(PRICES) :].cpu()).to(run.device))
         for _ in range(args.trade_epochs):
-            losses = ppo_step(args, trader, optimizer, args.ent_coef * left, *trader(features, economy), *rest)
+            losses = ppo_step(args, trader, optimizer, args.ent_coef * left, trader(features, economy), *rest)
         recent.extend(batch)
         charts = trade_charts(recent, leader)
         run.log(charts | losses)
@@ -786,11 +804,6 @@ def bullet_values(args, gameplay, leader, seed) -> tuple[list[float], list[float
     return values, errors
 
 
-def best_response_gain(values: list[float], leader: int, price: float) -> float:
-    """The follower's best gain per bullet against a leader's price: to trade or not to trade."""
-    return max(values[BUYER] - price, 0.0) if leader == SELLER else max(price, values[SELLER])
-
-
 def solve(values: list[float], leader: int) -> tuple[int, float]:
     """Exact optimum on the price grid: the leader's trade action and its gain per bullet.
 
@@ -815,9 +828,8 @@ def best_response_table(args, gameplay, follower, leader, values, seed) -> list[
         answers = [PRICES[o[1 - leader]] for e in episodes for o in e["offered"]]
         # A buyer trades if the bullet is worth the price to it; a seller asks the buyer's limit or keeps the bullet.
         trade = price < values[BUYER] if leader == SELLER else price > values[SELLER]
-        best = [
-            a == trade and (leader == SELLER or not a or x == price) for a, x in zip(accepted, answers, strict=True)
-        ]
+        both = zip(accepted, answers, strict=True)
+        best = [sold == trade and (leader == SELLER or not sold or answer == price) for sold, answer in both]
         row = {"leader_price": price, "trades": len(accepted), "acceptance_rate": float(np.mean(accepted))}
         table.append(row | {"best_response_trades": trade, "best_response_rate": float(np.mean(best))})
     return table
@@ -837,7 +849,8 @@ def report(args, gameplay, traders) -> dict:
     values, errors = bullet_values(args, gameplay, leader, seed)
     best, leader_gain = solve(values, leader)
     played = [PRICES[offer[leader]] for e in episodes for offer in e["offered"]]
-    responses = [best_response_gain(values, leader, price) for price in played]
+    # the follower's best response: to trade or not to trade
+    responses = [max(values[BUYER] - x, 0.0) if leader == SELLER else max(x, values[SELLER]) for x in played]
     fired, hits = (sum(e[name][BUYER] for e in episodes) for name in ("fired", "hits"))
     received = fired + sum(len(e["bullets"][BUYER]) for e in episodes)
     result = {
@@ -864,9 +877,11 @@ def report(args, gameplay, traders) -> dict:
 
 
 def summary(args, result: dict) -> str:
-    """Says in words what the run found."""
+    """Says in words what the run found. A follower that gains by learning on is no follower of an equilibrium."""
     price, (seller, buyer), share = result["optimal_leader_price"], result["bullet_values"], result["leader_prices"]
-    found = share[str(price)] >= 0.95 and result["acceptance_rate"] >= 0.95
+    gain, error = (result.get(f"verification_gain{suffix}", 0.0) for suffix in ("", "_error"))
+    found = min(share[str(price)], result["acceptance_rate"]) >= 0.95 and gain <= 2 * error
+    found = found and all(row["best_response_rate"] >= 0.95 for row in result["best_responses"])
     lines = [
         f"{'A' if found else 'NOT a'} Stackelberg equilibrium with the {args.leader} as leader",
         f"  leader's price    {price:.2f}, the optimum, in {share[str(price)]:.0%} of trades",
@@ -882,7 +897,6 @@ def summary(args, result: dict) -> str:
             f"response is {best}, and it is played in {row['best_response_rate']:.0%}"
         )
     if "verification_gain" in result:
-        gain, error = result["verification_gain"], result["verification_gain_error"]
         lines.append(f"  verification      learning on, the follower gains {gain:+.3f} +- {error:.3f} per episode")
     return "\n".join(lines)
 
@@ -919,7 +933,7 @@ def draw_episode(args, gameplay, policies, leader, seed, path) -> None:
 # ----------------------------------------------------------------------------------------------------- flags and files
 def fail(message: str) -> NoReturn:
     """Ends the program with one line on stderr and exit code 2."""
-    print(f"{Path(__file__).name}: error: {message}", file=sys.stderr)
+    print(f"{os.path.basename(__file__)}: error: {message}", file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -939,6 +953,8 @@ def parse_args(argv: list[str] | None = None) -> Args:
 
 def check_args(args: Args) -> None:
     """Exits with 2 if something is wrong that can be known before the work begins."""
+    if not re.fullmatch(r"[\w.-]+", args.exp_name):
+        fail(f"--exp-name is part of a folder's name: use letters, digits, '_', '-' and '.', not {args.exp_name!r}")
     if ALEInterface is None:
         fail("the two-player emulator is missing: pip install multi-agent-ale-py==0.1.12")
     if rom_path() is None:
@@ -948,7 +964,7 @@ def check_args(args: Args) -> None:
     limits = dict.fromkeys(counts.split(), (1, 1e12))
     limits |= dict.fromkeys("num_threads verification_timesteps seed ent_coef vf_coef".split(), (0, 1e12))
     limits |= dict.fromkeys("gameplay_learning_rate learning_rate clip_coef max_grad_norm".split(), (1e-12, 1e12))
-    limits |= dict.fromkeys("gamma gae_lambda trade_gamma".split(), (0, 1))
+    limits |= dict.fromkeys("gamma gae_lambda".split(), (0, 1))
     for name, (low, high) in limits.items():
         if not low <= getattr(args, name) <= high:
             fail(f"--{name.replace('_', '-')} must be from {low:g} to {high:g}, not {getattr(args, name)}")
@@ -985,10 +1001,10 @@ def load_weights(module: nn.Module, weights: dict, what: str) -> None:
         fail(f"{what} has other shapes than this script's networks; make one with --stage gameplay or --save-model")
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+def write_atomically(path: str, write: Callable[[str], object]) -> None:
     """Lets `write` make the file under another name first, so that nobody ever meets half of it."""
-    write(path.with_suffix(".tmp"))
-    os.replace(path.with_suffix(".tmp"), path)
+    write(path + ".tmp")
+    os.replace(path + ".tmp", path)
 
 
 def half(module: nn.Module) -> dict:
@@ -1005,26 +1021,41 @@ def digest(module: nn.Module) -> float:
 class Run:
     """The run's folder: logs, and checkpoint.pt, from which `--resume` continues."""
 
-    def __init__(self, args: Args, path: Path, state: dict | None = None):
-        self.args, self.path, fresh = args, path, state is None
-        if fresh:
-            state = {"args": asdict(args), "finished": {}, "stage": None, "global_step": 0, "seconds": 0.0, "curve": []}
-        self.state, self.global_step, self.first_step = state, state["global_step"], state["global_step"]
+    def __init__(self, args: Args, state: dict | None = None, path: str | None = None):
+        self.args, self.state = args, state
+        self.path = path or self._make_folder()
+        if state is None:
+            self.state = {"args": asdict(args), "finished": {}, "global_step": 0, "seconds": 0.0, "curve": []}
+        self.global_step = self.first_step = self.state["global_step"]
         self.device, self.start_time = torch.device("cuda" if args.cuda else "cpu"), time.time()
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            fail(f"--run-dir {args.run_dir}: cannot make {path}: {error.strerror}")
         if args.track:
             import wandb
 
-            names = {"name": path.name, "project": args.wandb_project_name, "entity": args.wandb_entity}
-            wandb.init(**names, dir=path, config=asdict(args), sync_tensorboard=True, save_code=True)
-        self.writer = SummaryWriter(path, purge_step=None if fresh else self.global_step + 1)
-        if fresh:
+            name = os.path.basename(os.path.normpath(self.path))
+            names = {"id": name, "name": name, "project": args.wandb_project_name, "entity": args.wandb_entity}
+            try:
+                wandb.init(**names, dir=self.path, config=asdict(args), sync_tensorboard=True, resume="allow")
+            except wandb.Error as error:  # no key, no network
+                if state is None:
+                    shutil.rmtree(self.path)
+                fail(f"--track: {' '.join(str(error).split())}")
+        self.writer = SummaryWriter(self.path, purge_step=None if state is None else self.global_step + 1)
+        if state is None:
             rows = "\n".join(f"|{flag}|{value}|" for flag, value in asdict(args).items())
             self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
             self.save(None, None)
+
+    def _make_folder(self) -> str:
+        name = f"space_invaders_trade__{self.args.exp_name}__{self.args.seed}__"
+        for second in itertools.count(int(time.time())):  # the same run, started twice in one second, needs two names
+            path = os.path.join(self.args.run_dir, f"{name}{second}")
+            try:
+                os.makedirs(path)
+                return path
+            except FileExistsError:
+                continue
+            except OSError as error:
+                fail(f"--run-dir {self.args.run_dir}: cannot make a folder in it: {error.strerror}")
 
     def seconds(self) -> float:
         return self.state["seconds"] + time.time() - self.start_time
@@ -1044,7 +1075,7 @@ class Run:
 
     def restore(self, stage: str) -> dict | None:
         """What the stage saved last, with the random state of that moment; None if it has saved nothing."""
-        if self.state["stage"] != stage:
+        if self.state.get("stage") != stage:
             return None
         torch.set_rng_state(self.state["torch_rng"])
         return self.state["progress"]
@@ -1052,7 +1083,7 @@ class Run:
     def save(self, stage: str | None, progress: dict | None) -> None:
         changes = {"stage": stage, "progress": progress, "torch_rng": torch.get_rng_state()}
         changes |= {"global_step": self.global_step, "seconds": self.seconds()}
-        write_atomically(self.path / "checkpoint.pt", lambda path: torch.save(self.state | changes, path))
+        write_atomically(os.path.join(self.path, "checkpoint.pt"), lambda path: torch.save(self.state | changes, path))
 
     def finish(self, stage: str, result: dict) -> dict:
         self.state["finished"][stage] = result
@@ -1097,16 +1128,16 @@ def run_trades(args: Args, run: Run, gameplay: Gameplay, leader: int) -> dict[st
 
 def main(args: Args) -> dict:
     """Runs the stages; returns what it writes to result.json. Exits with 2, nothing written, on wrong flags."""
-    state, gameplay, traders = None, Gameplay(), None
-    path = Path(args.run_dir) / f"space_invaders_trade__{args.exp_name}__{args.seed}__{int(time.time())}"
-    if args.resume is not None:
+    state, path, gameplay, traders = None, args.resume, Gameplay(), None
+    if path is not None:
         changed = [f.name for f in fields(Args) if f.name != "resume" and getattr(args, f.name) != f.default]
         if changed:
             fail(f"--resume continues with the run's own flags: drop --{changed[0].replace('_', '-')}")
-        path = Path(args.resume)
-        if (path / "result.json").is_file():
+        if os.path.isfile(os.path.join(path, "result.json")):
             fail(f"the run in {path} is finished: there is nothing to resume")
-        state = load(path / "checkpoint.pt", "checkpoint")
+        state = load(os.path.join(path, "checkpoint.pt"), "checkpoint")
+        if "finished" not in state:
+            fail(f"{path} holds no run of this script")
         args = Args(**state["args"])
     check_args(args)
     args.num_threads = args.num_threads or min(os.cpu_count() or 1, 8)
@@ -1124,17 +1155,17 @@ def main(args: Args) -> dict:
         for role, trader in traders.items():
             load_weights(trader, trained["traders"][role], f"trade checkpoint {args.trade_checkpoint}")
 
-    run, leader = Run(args, path, state), (SELLER, BUYER)[args.leader == "buyer"]
-    result = {"script": Path(__file__).name, "env_id": "space_invaders_trade", "seed": args.seed, "args": asdict(args)}
-    gameplay = gameplay.to(run.device, memory_format=torch.channels_last)
+    run, leader = Run(args, state, path), (SELLER, BUYER)[args.leader == "buyer"]
+    result = {"script": os.path.basename(__file__), "env_id": "space_invaders_trade", "seed": args.seed}
+    result["args"] = asdict(args)
     if args.stage in ("gameplay", "all"):
         gameplay, result["gameplay"] = run_gameplay(args, run)
         statistics = ", ".join(f"{name} {value:.3f}" for name, value in result["gameplay"].items())
         print(f"gameplay, sampled actions, last 100 episodes: {statistics}")
-    gameplay.requires_grad_(False)
+    gameplay = gameplay.to(run.device, memory_format=torch.contiguous_format).requires_grad_(False)
     model = {"gameplay": half(gameplay)} if args.stage in ("gameplay", "all") else {}
     if args.stage != "gameplay":
-        torch.set_num_threads(1)  # the trading networks are small, and the emulators need the cores
+        torch.set_num_threads(1)  # each thread that steps emulators runs the network on their images
         traders = traders or run_trades(args, run, gameplay, leader)
         traders = {role: trader.to(run.device).requires_grad_(False) for role, trader in traders.items()}
         result |= report(args, gameplay, traders) | {"curve": run.state["curve"]}
@@ -1144,18 +1175,22 @@ def main(args: Args) -> dict:
         model["traders"] = {role: trader.state_dict() for role, trader in traders.items()}
         if args.capture_video:
             policies = ordered(leader, greedy(traders["leader"]), greedy(traders["follower"]))
-            draw_episode(args, gameplay, policies, leader, (args.seed, 200), path / "episode.gif")
+            draw_episode(args, gameplay, policies, leader, (args.seed, 200), os.path.join(run.path, "episode.gif"))
         print(summary(args, result))
     if args.save_model or args.stage == "gameplay":
-        write_atomically(path / "model.pt", lambda file: torch.save(model, file))
+        write_atomically(os.path.join(run.path, "model.pt"), lambda file: torch.save(model, file))
     run.writer.close()
+    if args.track:
+        import wandb
+
+        wandb.finish()
     steps, seconds = run.global_step, run.seconds()
     result |= {"global_step": steps, "wall_seconds": seconds, "steps_per_second": steps / seconds}
-    text = json.dumps(result, indent=1, default=float) + "\n"
-    write_atomically(path / "result.json", lambda file: file.write_text(text))
-    (path / "checkpoint.pt").unlink()
-    print(f"  {steps:,} steps in {seconds:.0f} s\n  curves            tensorboard --logdir {path.parent}")
-    print(f"  result            {path / 'result.json'}")
+    text, result_path = json.dumps(result, indent=1, default=float) + "\n", os.path.join(run.path, "result.json")
+    write_atomically(result_path, lambda file: Path(file).write_text(text))
+    os.remove(os.path.join(run.path, "checkpoint.pt"))
+    print(f"  {steps:,} steps in {seconds:.0f} s\n  curves            tensorboard --logdir {args.run_dir}")
+    print(f"  result            {result_path}")
     return result
 
 

@@ -1,11 +1,13 @@
-"""Environment steps per second of the Atari trade: bare emulators, environment, rollout and training loop.
+"""Environment steps per second of the Atari trade: bare emulators, environment, rollout and training loops.
 
 python benchmark/atari_throughput.py [--threads 2] [--seconds 20]
 """
 
 import argparse
+import contextlib
 import importlib.util
 import os
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -26,9 +28,13 @@ class Silent:
         return None
 
     def progress_bar(self, stage, total, done):
+        self.start = time.time()  # the emulators have been made
         return self
 
     def update(self, steps):
+        pass
+
+    def save(self, stage, progress):
         pass
 
     def log(self, scalars):
@@ -46,55 +52,61 @@ def main() -> None:
     atari = importlib.util.module_from_spec(spec)
     sys.modules["atari_trade"] = atari
     spec.loader.exec_module(atari)
-    args = atari.Args(num_envs=options.envs, num_threads=options.threads)
+    args = atari.Args(num_envs=options.envs, num_threads=options.threads, checkpoint_interval=10**9)
     torch.set_num_threads(1)
-    gameplay = atari.Gameplay().to(memory_format=torch.channels_last).requires_grad_(False)
-    if Path(args.gameplay_checkpoint).is_file():
-        weights = torch.load(args.gameplay_checkpoint, weights_only=True)["gameplay"]
-        gameplay.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
-
-    def rate(step, steps_per_call: int) -> float:
-        calls, start = 0, time.time()
-        while time.time() - start < options.seconds:
-            step()
-            calls += 1
-        return calls * steps_per_call / (time.time() - start)
+    gameplay = atari.Gameplay().requires_grad_(False)
+    weights = torch.load(args.gameplay_checkpoint, weights_only=True)["gameplay"]
+    atari.load_weights(gameplay, weights, args.gameplay_checkpoint)
 
     rng = np.random.default_rng(0)
-    venv = atari.VectorTradeEnv(args, seed=(0, 0), leader=atari.SELLER)
-    venv.reset()
+    bare_venv, venv = (atari.VectorTradeEnv(args, seed=(0, 0), leader=atari.SELLER) for _ in range(2))
+    trading = atari.Trading(args, gameplay, [atari.Trader(), atari.fixed(3)], atari.BUYER, (0, 0), learner=atari.SELLER)
+    for v in (bare_venv, venv, trading.venv):
+        v.reset()
 
     def bare_chunk(chunk):
-        for i in chunk:
-            ale = venv.envs[i].ale
+        """Four frames of each emulator, called as fast as Python can: no RAM is read, no image made."""
+        for env in bare_venv.envs[chunk]:
+            env.buttons[:] = rng.choice((0, 3, 4), 2)
             for _ in range(4):
-                ale.act(buttons[i])
-            if ale.game_over():
-                ale.reset_game()
+                atari.ale_lib.actMulti(env.ale.obj, *env.addresses[:2])
+            if env.ale.game_over():
+                env.ale.reset_game()
 
-    buttons = rng.choice((0, 3, 4), (options.envs, 2)).astype(np.intc)
-    bare = rate(lambda: list(venv.pool.map(bare_chunk, venv.chunks)), options.envs)
-    venv.reset()
+    def bare():
+        list(bare_venv.pool.map(bare_chunk, bare_venv.chunks))
 
-    def random_action():
+    def environment():
         game, trade = rng.integers(0, 6, (options.envs, 2)), rng.integers(0, 5, (options.envs, 2))
         venv.step(np.stack([game, trade], -1))
 
-    environment = rate(random_action, options.envs)
-    trading = atari.Trading(args, gameplay, [atari.Trader(), atari.fixed(3)], atari.BUYER, (0, 0), learner=atari.SELLER)
-    trading.venv.reset()
-    rollout = rate(trading.step, options.envs)
-    silent = Silent(2 * options.seconds)
+    def rate(step) -> float:
+        calls, start = 0, time.time()
+        while time.time() - start < 1.0:
+            step()
+            calls += 1
+        return calls * options.envs / (time.time() - start)
+
+    # Taken in turns, a second each, so that another load on the machine meets all three alike.
+    turns = [[rate(step) for step in (bare, environment, trading.step)] for _ in range(round(options.seconds))]
+    bare_rate, environment_rate, rollout_rate = map(statistics.median, zip(*turns, strict=True))
+
+    def training(train, *arguments) -> float:
+        silent = Silent(options.seconds)
+        with contextlib.suppress(TimeoutError):
+            train(args, silent, *arguments)
+        return silent.global_step / (time.time() - silent.start)
+
+    trader, seller, buyer = atari.Trader(), atari.SELLER, atari.BUYER
+    policy = atari.random_leader
+    trades = training(atari.train_trader, "follower", gameplay, trader, buyer, policy, seller, 10**9, (0, 0))
     torch.set_num_threads(options.threads)
-    try:
-        atari.train_gameplay(args, silent, atari.Gameplay().to(memory_format=torch.channels_last))
-    except TimeoutError:
-        training = silent.global_step / (time.time() - silent.start)
+    game = training(atari.train_gameplay, atari.Gameplay().to(memory_format=torch.channels_last))
     print(f"{options.envs} emulators, {options.threads} threads; environment steps (decisions of 4 frames) per second:")
-    print(f"  emulators alone            {bare:8,.0f}")
-    print(f"  environment, random play   {environment:8,.0f}  {environment / bare:.0%}")
-    print(f"  rollout of the trades      {rollout:8,.0f}  {rollout / bare:.0%}")
-    print(f"  gameplay training loop     {training:8,.0f}  {training / bare:.0%}")
+    rates = {"emulators alone": bare_rate, "environment, random play": environment_rate}
+    rates |= {"rollout of the trades": rollout_rate, "trade training loop": trades, "gameplay training loop": game}
+    for name, value in rates.items():
+        print(f"  {name:<26} {value:8,.0f}  {value / bare_rate:.0%}")
 
 
 if __name__ == "__main__":

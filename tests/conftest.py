@@ -17,15 +17,12 @@ SHORT += ("--verification-iterations", 2)
 # The other scripts, each with flags of a run that takes about a second.
 QUICK = {
     "ppo_qlearning_matrix": ("--total-timesteps", 30_000, "--evaluation-followers", 3),
-    "es_md_matrix": (
-        "--total-timesteps",
-        300_000,
-    ),
-    "theorem2_divergence": (),
-    "noninvariant_leader": (),
-    "hidden_queries": (),
-    "leader_reward_during_learning": (),
-    "continuous_follower": (),
+    "es_md_matrix": ("--total-timesteps", 50_000, "--population", 8, "--follower-updates", 5),
+    "theorem2_divergence": ("--num-episodes", 200, "--num-seeds", 1),
+    "noninvariant_leader": ("--num-seeds", 1, "--total-timesteps", 2080, "--learning-rates", 0.03),
+    "hidden_queries": ("--num-seeds", 1, "--total-timesteps", 2000),
+    "leader_reward_during_learning": ("--num-seeds", 1, "--total-timesteps", 330),
+    "continuous_follower": ("--num-seeds", 1, "--total-timesteps", 2200),
 }
 
 torch.set_num_threads(1)
@@ -34,6 +31,12 @@ torch.set_num_threads(1)
 @pytest.fixture(params=MATRIX_SCRIPTS)
 def script(request):
     """Each matrix script in turn, as a module."""
+    return importlib.import_module(request.param)
+
+
+@pytest.fixture(params=[*MATRIX_SCRIPTS, *QUICK])
+def any_script(request):
+    """Each script but Atari's in turn, as a module."""
     return importlib.import_module(request.param)
 
 

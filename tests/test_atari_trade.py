@@ -1,7 +1,9 @@
 """stackelberg_ppo_atari_trade.py: the trade on the real emulator, learning and resuming."""
 
 import copy
+import importlib
 import importlib.util
+import inspect
 import json
 import random
 import signal
@@ -9,10 +11,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -36,30 +40,28 @@ def one_thread():
 
 
 class Spy:
-    """Stands between the environment and the emulator and keeps the books on its own."""
+    """Stands between an environment and its emulator and keeps the books on its own."""
 
-    def __init__(self, ale, env):
-        self.ale, self.env, self.scores, self.armed = ale, env, [[], []], True
+    def __init__(self, env):
+        self.env, self.frame, self.scores, self.armed = env, env._frame, [[], []], True
+        env._frame = self
 
-    def act(self, buttons):
-        if hasattr(self.env, "bullets") and any(buttons[p] in (1, 11, 12) and not self.env.bullets[p] for p in (0, 1)):
+    def __call__(self):
+        env = self.env
+        if hasattr(env, "bullets") and any(env.buttons[p] in (1, 11, 12) and not env.bullets[p] for p in (0, 1)):
             self.armed = False
-        scores = self.ale.act(buttons)
+        self.frame()
         for p in (SELLER, BUYER):
-            self.scores[p] += [int(scores[p])] if scores[p] else []
-        return scores
-
-    def __getattr__(self, name):
-        return getattr(self.ale, name)
+            self.scores[p] += [int(env.scores[p])] if env.scores[p] else []
 
 
 @pytest.fixture(scope="module")
 def spied():
+    """Environments and their spies."""
     envs = []
     for trades, leader in ((True, SELLER), (True, BUYER), (False, SELLER)):
         env = atari.TradeEnv(leader=leader, trades=trades, max_start=60 if trades else 400)
-        env.ale = Spy(env.ale, env)
-        envs.append(env)
+        envs.append((env, Spy(env)))
     return envs
 
 
@@ -72,8 +74,7 @@ def spied():
     st.sampled_from([(1, 1), (1, 10), (8, 40), (30, 50)]),
 )
 def test_invariants_of_random_episodes(spied, which, seed, weights, hold, bullet_interval):
-    env = spied[which]
-    spy, rng = env.ale, np.random.default_rng(seed)
+    (env, spy), rng = spied[which], np.random.default_rng(seed)
     env.bullet_interval = bullet_interval
     spy.scores, spy.armed = [[], []], True
     observation, _ = env.reset(seed=seed)
@@ -135,9 +136,9 @@ def test_invariants_of_random_episodes(spied, which, seed, weights, hold, bullet
 
 def test_bonus_for_the_others_death_is_no_hit(spied):
     """Nobody ever shoots: every score is a bonus, and nothing is earned."""
-    env = spied[0]
+    env, spy = spied[0]
     env.bullet_interval = (8, 40)
-    env.ale.scores = [[], []]
+    spy.scores = [[], []]
     for seed in range(12):
         env.reset(seed=seed)
         rewards, terminated = np.zeros(2), False
@@ -145,7 +146,7 @@ def test_bonus_for_the_others_death_is_no_hit(spied):
             _, reward, terminated, _, _ = env.step(np.array([[0, 4], [0, 0]]))
             rewards += reward
         assert not rewards.any() and env.hits == [0, 0]
-    assert 200 in env.ale.scores[0] + env.ale.scores[1], "no death in these episodes: the test has seen nothing"
+    assert 200 in spy.scores[0] + spy.scores[1], "no death in these episodes: the test has seen nothing"
 
 
 def random_actions(rng, n):
@@ -176,10 +177,9 @@ def test_state_is_exact_and_threads_do_not_matter():
 
 
 @pytest.mark.parametrize("leader", [SELLER, BUYER])
-@pytest.mark.parametrize("hit_credit", ["fired", "landed"])
-def test_credit_moves_rewards_within_the_episode_only(leader, hit_credit):
+def test_credit_moves_rewards_within_the_episode_only(leader):
     torch.manual_seed(0)
-    args = atari.Args(num_envs=4, num_threads=1, hit_credit=hit_credit, bullet_interval=(5, 10))
+    args = atari.Args(num_envs=4, num_threads=1, bullet_interval=(5, 10))
     for learner in (leader, 1 - leader):
         policies = atari.ordered(learner, atari.Trader(), atari.random_leader)
         trading = atari.Trading(args, atari.Gameplay(), policies, leader, (1, 2), learner)
@@ -235,6 +235,65 @@ def test_exact_optimum_is_that_of_enumeration(seller, buyer, leader):
         assert prices[action] == (1.0 if leader == SELLER else 0.0)
 
 
+def test_advantages_are_normalised_within_each_price():
+    context = torch.eye(5)[torch.tensor([0, 0, 0, 4, 4, 4, 4, 2])]
+    reward = torch.tensor([0.97, 0.97, -1.0, -0.03, 0.0, -0.03, 0.0, 0.5])
+    advantage = atari.standardise(reward, context)
+    assert advantage[3:7].tolist() == pytest.approx([-1, 1, -1, 1], abs=0.02)
+    assert advantage[:3].mean().item() == pytest.approx(0, abs=1e-6) and advantage[7] == 0
+    assert (
+        atari.standardise(torch.full((50,), 0.97), torch.zeros(50, 5)).abs().max() < 0.01
+    )  # rounding is not amplified
+
+
+class BanditTrading:
+    """Trades without an emulator, one episode of every emulator per step. The buyer hits with 97 of 100 bullets."""
+
+    def __init__(self, args, gameplay, policies, leader, seed, learner):
+        self.trader, self.learner, self.n = policies[learner], learner, args.num_envs
+        self.venv = SimpleNamespace(reset=lambda: None)
+
+    @torch.no_grad()
+    def step(self):
+        committed = torch.randint(5, (5 * self.n,))
+        features, economy = torch.rand(5 * self.n, 256), torch.rand(5 * self.n, 10)
+        economy[:, 5:] = F.one_hot(committed, 5)
+        answer, logprob = atari.sample(self.trader(features, economy))
+        offer = [answer, committed] if self.learner == SELLER else [committed, answer]
+        sold = offer[SELLER] <= offer[BUYER]
+        payment = torch.tensor(atari.PRICES)[offer[SELLER]] * sold * (1 if self.learner == SELLER else -1)
+        held = sold if self.learner == BUYER else ~sold
+        hits = held * (torch.rand(len(held)) < 0.97) * float(atari.HIT_REWARD[self.learner])
+        columns = features, economy, answer, logprob, payment.tolist(), held.tolist(), hits.tolist()
+        rows = list(zip(*columns, strict=True))
+        others = {"offered": [[0, 0]], "accepted": [True], "returns": [0, 0], "fired": [1, 1], "hits": [1, 1]}
+        return [{"rows": rows[5 * i : 5 * i + 5], **others} for i in range(self.n)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("learner", [SELLER, BUYER])
+def test_meta_follower_learns_the_best_response_to_every_price(monkeypatch, learner, seed):
+    """Among them a refusal of 1.0 for a bullet worth 0.97, in as many updates as the default budget buys."""
+    monkeypatch.setattr(atari, "Trading", BanditTrading)
+    torch.manual_seed(seed)
+    bar = SimpleNamespace(update=lambda steps: None, close=lambda: None)
+    run = SimpleNamespace(restore=lambda stage: None, progress_bar=lambda *args: bar, device="cpu", global_step=0)
+    run.log, run.save = lambda scalars: None, lambda stage, progress: None
+    args, trader = atari.Args(checkpoint_interval=10**9), atari.Trader()
+    updates, leader = 45, 1 - learner
+    steps = updates * args.num_envs  # here every step ends a batch of episodes
+    atari.train_trader(args, run, "follower", None, trader, learner, None, leader, steps, seed)
+    with torch.no_grad():
+        for price in range(5):
+            features, economy = torch.rand(200, 256), torch.rand(200, 10)
+            economy[:, 5:] = torch.eye(5)[price]
+            answer = atari.greedy(trader)(features, economy)
+            if learner == BUYER:
+                assert ((answer >= price) == (price < 4)).all(), price
+            else:
+                assert (answer == price).all() if price else (answer > 0).all(), price
+
+
 def run_main(monkeypatch, tmp_path, *flags):
     tmp_path.mkdir(exist_ok=True)
     monkeypatch.chdir(tmp_path)  # the default of --run-dir is "runs"
@@ -254,6 +313,9 @@ def wrong_gameplay(path):
     [
         (["--leader", "nobody"], "nobody"),
         (["--no-such-flag"], "no-such-flag"),
+        (["--exp-name", "a/b"], "--exp-name is part"),
+        (["--stage", "evaluate", "--trade-checkpoint", "GAMEPLAY"], "is not a model.pt of this script's trade stages"),
+        (["--trade-checkpoint", "MODEL", "--stage", "evaluate", "--gameplay-checkpoint", "UNTRAINED"], "with another"),
         (["--num-envs", "0"], "--num-envs must be"),
         (["--gamma", "1.5"], "--gamma must be"),
         (["--learning-rate", "nan"], "--learning-rate must be"),
@@ -276,12 +338,23 @@ def test_wrong_input_is_one_line_and_writes_nothing(monkeypatch, capsys, tmp_pat
     elif flags == ["NO ROM"]:
         monkeypatch.setattr(atari, "rom_path", lambda: None)
         flags = []
-    flags = [str(wrong_gameplay(tmp_path / "other.pt")) if flag == "OTHER" else flag for flag in flags]
+    torch.save({"gameplay": atari.half(atari.Gameplay())}, tmp_path / "untrained.pt")
+    files = {"OTHER": wrong_gameplay(tmp_path / "other.pt"), "UNTRAINED": tmp_path / "untrained.pt"}
+    files |= {"GAMEPLAY": atari.Args.gameplay_checkpoint, "MODEL": CHECKPOINTS / "atari_trade_seller_1.pt"}
+    flags = [files.get(flag, flag) for flag in flags]
     with pytest.raises(SystemExit) as stop:
         run_main(monkeypatch, tmp_path, *flags)
     out, err = capsys.readouterr()
     assert stop.value.code == 2 and err.count("\n") == 1 and message in err and not out
     assert not (tmp_path / "runs").exists()
+
+
+def test_help_names_every_flag(capsys):
+    with pytest.raises(SystemExit) as stop:
+        atari.parse_args(["--help"])
+    shown = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert all(f"--{name.replace('_', '-')}" in shown for name in vars(atari.Args()))
 
 
 def command(run_dir, *flags):
@@ -350,6 +423,45 @@ def test_short_run_of_the_trade_stages_with_a_video(monkeypatch, capsys, tmp_pat
     assert {k: again[k] for k in ("leader_return", "best_responses", "verification_gain")} == {
         k: result[k] for k in ("leader_return", "best_responses", "verification_gain")
     }
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("leader", ["seller", "buyer"])
+def test_committed_models_are_equilibria(monkeypatch, tmp_path, leader, seed):
+    model = CHECKPOINTS / f"atari_trade_{leader}_{seed}.pt"
+    few = ["--eval-episodes", 4, "--num-envs", 4, "--num-threads", 1, "--seed", 1000 + seed]
+    run_main(monkeypatch, tmp_path, "--stage", "evaluate", "--trade-checkpoint", model, *few)
+    result = json.loads((only(tmp_path / "runs") / "result.json").read_text())
+    assert result["args"]["leader"] == leader
+    assert result["leader_prices"]["0.75" if leader == "seller" else "0.25"] >= 0.95
+    assert result["acceptance_rate"] >= 0.95 and result["verification_gain"] <= 2 * result["verification_gain_error"]
+    # 20 bullets tell a value of 0.97 from 0.75, but not from 1.
+    assert 0.06 < result["bullet_values"][SELLER] <= 0.1 + 1e-6 and 0.8 < result["bullet_values"][BUYER] <= 1.0
+    for row in result["best_responses"]:
+        trades = row["leader_price"] < 1 if leader == "seller" else row["leader_price"] > 0
+        assert row["acceptance_rate"] == trades
+
+
+def test_wandb_offline(monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    few = ["--eval-episodes", 1, "--num-envs", 1, "--num-threads", 1]
+    model = CHECKPOINTS / "atari_trade_seller_1.pt"
+    run_main(monkeypatch, tmp_path, "--stage", "evaluate", "--trade-checkpoint", model, *few, "--track")
+    assert list(only(tmp_path / "runs").glob("wandb/offline-run-*/*.wandb"))
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def test_two_runs_of_one_second_have_two_folders(monkeypatch, tmp_path):
+    monkeypatch.setattr(atari.time, "time", lambda: 1e9)
+    args = atari.Args(run_dir=str(tmp_path))
+    assert len({atari.Run(args).path for _ in range(3)}) == 3
+
+
+def test_what_every_script_has_is_written_in_the_same_words():
+    matrix = importlib.import_module("stackelberg_ppo_matrix")
+    for name in ("fail", "parse_args", "write_atomically"):
+        assert inspect.getsource(getattr(atari, name)) == inspect.getsource(getattr(matrix, name))
 
 
 def test_gameplay_stage_saves_weights_that_load(monkeypatch, tmp_path):

@@ -1,7 +1,7 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["gymnasium==1.4.0", "numpy==2.4.6", "tensorboard==2.21.0", "torch==2.13.0", "tqdm==4.70.1",
-#   "tyro==1.0.17", "wandb==0.31.0"]
+# dependencies = ["numpy==2.4.6", "tensorboard==2.21.0", "torch==2.13.0", "tqdm==4.70.1", "tyro==1.0.17",
+#   "wandb==0.31.0"]
 # ///
 """Theorem 2: reinforcement learning against a follower that best-responds at once can diverge, and when it does not.
 

@@ -14,8 +14,8 @@ Theorem 1 with the oldest of oracles. Each leader episode opens with the whole l
 follower, 80 episodes of the game, in which the leader's actions are the answers to the follower's queries and earn it
 nothing. Then follows one episode against what the follower has learned, and that is what the leader is paid for. Every
 step counts: 810 buy one sample of the leader's reward, where the Meta-RL follower of stackelberg_ppo_matrix.py needs
-15. In under a minute you should see the leader's return settle at 0.00, the optimum of the stag hunt, after some
-10,000 to 500,000 steps, which depends on the seed. Some games and seeds end short of the optimum.
+15. In under a minute you should see the leader settle near 0.00, the optimum of the stag hunt, after 100,000 to
+1,600,000 steps: it depends on the seed. In other games some seeds, in hero all, end short of the optimum.
 """
 
 import contextlib

@@ -87,6 +87,24 @@ def test_reinforcement_learning_needs_to_see_the_queries(leader, steps):
     assert (tables[:, 2] == 0).all() and (returns < -0.5).all()
 
 
+def test_dqn_noise_fades_until_play_is_nearly_greedy():
+    _, returns, scalars = train("dqn", observed=True, total_timesteps=30_000)
+    assert (scalars["charts/noise_stddev"] != 1).all() and (scalars["charts/leader_return"] >= returns - 0.7).all()
+
+
+def test_policy_loss_is_that_of_reinforce():
+    """Of a policy that is uniform, or nearly: log(2) times the mean return of all steps that the leader sees."""
+    args = script.Args(learning_rate=1e-9, total_timesteps=104)
+    replies, _ = script.best_responses(5)
+    rng = np.random.default_rng(3)
+    rng.standard_normal((3, 2))  # the initial logits
+    *_, rewards, _ = script.play_episodes(np.full((1, 13, 3), 0.5), rng.random((1, 8, 13)), replies)
+    for observed in (True, False):
+        ((_, scalars, _),) = script.train_pg(observed, [np.random.default_rng(3)], replies, args)
+        returns = np.array([rewards[:, t:].sum(axis=1) for t in range(0 if observed else 3, 8)])
+        assert scalars["losses/policy_loss"] == pytest.approx(np.log(2) * returns.mean(), abs=0.05)
+
+
 def test_evolution_strategies_do_not():
     tables, returns, scalars = train("es", observed=False, total_timesteps=60_000)
     assert (tables == TIT_FOR_TAT).all() and (returns >= -0.1).all()
@@ -113,8 +131,8 @@ def run(tmp_path, capsys):
 def test_a_seed_does_not_depend_on_its_neighbours(run, leader):
     flags = ("--leader", leader, "--total-timesteps", 4000)
     together, _ = run(*flags, "--num-seeds", 3, "--seed", 5)
-    alone, _ = run(*flags, "--num-seeds", 1, "--seed", 6)
-    assert [r for r in together["runs"] if r["seed"] == 6] == alone["runs"]
+    alone, _ = run(*flags, "--num-seeds", 1, "--seed", 7)
+    assert [r for r in together["runs"] if r["seed"] == 7] == alone["runs"]
     assert {r["seed"] for r in together["runs"]} == {5, 6, 7} and len(together["runs"]) == 6
     curves = {json.dumps(r["curve"]) for r in together["runs"] if r["arm"] == "observed"}
     assert len(curves) == 3

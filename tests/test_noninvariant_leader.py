@@ -129,6 +129,7 @@ def test_words_follow_the_runs(few):
     result = json.loads(json.dumps(few[0]))
     assert "tricks the follower; this is no equilibrium" in ni.contrast(result)
     assert "noninvariant, 3 leaders: 3 end at least 0.3 above the Stackelberg value of -0.80" in ni.contrast(result)
+    assert "  invariant, 3 leaders: 0 end at least 0.3 above" in ni.contrast(result)
     result["runs"][3]["follower_regret"] = 0.2
     assert "it is otherwise" in ni.contrast(result) and "at least 0.3 in 2, at most 0.05 in 0" in ni.contrast(result)
     result["runs"] = result["runs"][:3]

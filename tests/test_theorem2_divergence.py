@@ -254,6 +254,10 @@ def test_result_and_curves(small):
         assert row["runs"] == len(some) == 4
         assert row["tit_for_tat"] == sum(r["leader_policy"][1:] == [0, 1] for r in some)
         assert row["o_D_cooperate"] == sum(r["leader_policy"][2] == 0 for r in some)
+    for run in result["runs"]:
+        assert run["o_D_cooperate"] == (run["leader_policy"][2] == 0)
+        assert run["diverged"] == (run["o_D_cooperate"] and run["tit_for_tat_share"] < 0.01)
+    assert thm.pick(result["runs"], o_D_cooperate=True, diverged=False)  # some held tit-for-tat before
     hidden, observed = (
         next(c for c in result["curves"] if c["arm"] == f"{q}_reinforce") for q in ("hidden", "observed")
     )

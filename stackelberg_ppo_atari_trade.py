@@ -90,8 +90,8 @@ class Args:
     trade_checkpoint: str | None = None
     """model.pt of a run with `--save-model`, for `--stage evaluate`"""
     gameplay_timesteps: int = 120_000
-    """decisions (4 frames, both players act) of stage 1. With 300,000 the players hardly ever miss: a bullet is then
-    worth 1.0 to the buyer, and whether it should pay 1.0 is a tie"""
+    """decisions (4 frames, both players act) of stage 1. With 300,000 the buyer never misses: a bullet is then
+    worth 1.0 to it, and whether it should pay 1.0 is a tie"""
     follower_timesteps: int = 120_000
     """environment steps of stage 2: decisions, queries and trades"""
     total_timesteps: int = 200_000
@@ -106,7 +106,7 @@ class Args:
     num_envs: int = 16
     """emulators"""
     num_threads: int = 0
-    """threads that step the emulators, and threads of PyTorch in stage 1; 0 = one per CPU core, at most 8"""
+    """threads that step the emulators; 0 = one per CPU core, at most 8"""
     num_bullets: int = 5
     """bullets per episode"""
     bullet_interval: tuple[int, int] = (8, 40)
@@ -1093,7 +1093,6 @@ class Run:
 
 def run_gameplay(args: Args, run: Run) -> tuple[Gameplay, dict]:
     """Stage 1. The weights are rounded to float16, as they are in a checkpoint's file."""
-    torch.set_num_threads(args.num_threads)
     finished = run.begin("gameplay", 1)
     gameplay = Gameplay().to(run.device, memory_format=torch.channels_last)
     if finished is None:
@@ -1142,6 +1141,7 @@ def main(args: Args) -> dict:
     check_args(args)
     args.num_threads = args.num_threads or min(os.cpu_count() or 1, 8)
     torch.backends.cudnn.deterministic = args.torch_deterministic
+    torch.set_num_threads(1)  # the threads that step the emulators need the cores; a thread pool is slower if they do
     if args.stage in ("trade", "evaluate"):
         weights = load(args.gameplay_checkpoint, "gameplay checkpoint").get("gameplay", {})
         load_weights(gameplay, weights, f"gameplay checkpoint {args.gameplay_checkpoint}")
@@ -1165,7 +1165,6 @@ def main(args: Args) -> dict:
     gameplay = gameplay.to(run.device, memory_format=torch.contiguous_format).requires_grad_(False)
     model = {"gameplay": half(gameplay)} if args.stage in ("gameplay", "all") else {}
     if args.stage != "gameplay":
-        torch.set_num_threads(1)  # each thread that steps emulators runs the network on their images
         traders = traders or run_trades(args, run, gameplay, leader)
         traders = {role: trader.to(run.device).requires_grad_(False) for role, trader in traders.items()}
         result |= report(args, gameplay, traders) | {"curve": run.state["curve"]}

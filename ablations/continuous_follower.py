@@ -179,7 +179,7 @@ def pg_leader(
     logits, follower_q = 0.01 * draw(rngs, "standard_normal", NUM_ACTIONS), np.zeros((num_seeds, NUM_ACTIONS))
     optimizer = Adam(args.learning_rate, args.adam_eps)
     for step in range(n * length, args.total_timesteps + 1, n * length):
-        probability = 1 / (1 + np.exp(logits[:, 0] - logits[:, 1]))  # of action 1
+        probability = (1 + np.tanh((logits[:, 1] - logits[:, 0]) / 2)) / 2  # softmax: of action 1
         actions = (draw(rngs, "random", (n, length)) < probability[:, None, None]).astype(int)
         noise = args.follower_noise * draw(rngs, "standard_normal", (n, args.follower_episodes, NUM_ACTIONS))
         replies = np.zeros((num_seeds, n), dtype=np.int64)

@@ -12,10 +12,10 @@ own episode, as in Theorem 1. Hidden ones are asked and answered all the same, b
 
     python ablations/hidden_queries.py --leader pg     (or dqn, or es)
 
-In less than a minute you should see policy gradient reach the Stackelberg value, 0.00 per step, with observed queries:
-by tit-for-tat, which defects after defection only. With hidden ones it ends at -2.00, and so does DQN: within the game,
-defecting after defection only costs; it pays because the follower asked first and therefore never defects. Evolution
-strategies see the return of whole episodes, from which hiding the queries takes nothing away, and succeed in both.
+In a few seconds (a minute for DQN) you should see that policy gradient and DQN reach the Stackelberg value, 0.00 per
+step, with observed queries: by tit-for-tat, which defects after defection only. With hidden ones they end at -2.00.
+Within the game, defecting after defection only costs; it pays because the follower has asked first, and therefore never
+defects. Evolution strategies see the return of whole episodes, from which hiding takes nothing away: both arms succeed.
 """
 
 import contextlib
@@ -204,7 +204,7 @@ def train_pg(observed: bool, rngs: list[np.random.Generator], replies: np.ndarra
     logits = 0.01 * draw(rngs, "standard_normal", (NUM_OBSERVATIONS, NUM_ACTIONS))
     optimizer = Adam(args.learning_rate)
     for step in range(n * length, args.total_timesteps + 1, n * length):
-        defection = 1 / (1 + np.exp(logits[..., 0] - logits[..., 1]))
+        defection = (1 + np.tanh((logits[..., 1] - logits[..., 0]) / 2)) / 2  # softmax
         uniforms = draw(rngs, "random", (length, n))
         episodes = play_episodes(defection[:, None].repeat(n, axis=1), uniforms, replies)
         observations, actions, rewards = (x[:, visible] for x in episodes[:3])

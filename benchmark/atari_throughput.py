@@ -100,7 +100,6 @@ def main() -> None:
     trader, seller, buyer = atari.Trader(), atari.SELLER, atari.BUYER
     policy = atari.random_leader
     trades = training(atari.train_trader, "follower", gameplay, trader, buyer, policy, seller, 10**9, (0, 0))
-    torch.set_num_threads(options.threads)
     game = training(atari.train_gameplay, atari.Gameplay().to(memory_format=torch.channels_last))
     print(f"{options.envs} emulators, {options.threads} threads; environment steps (decisions of 4 frames) per second:")
     rates = {"emulators alone": bare_rate, "environment, random play": environment_rate}

@@ -15,7 +15,7 @@ follower, 80 episodes of the game, in which the leader's actions are the answers
 nothing. Then follows one episode against what the follower has learned, and that is what the leader is paid for. Every
 step counts: 810 buy one sample of the leader's reward, where the Meta-RL follower of stackelberg_ppo_matrix.py needs
 15. In under a minute you should see the leader settle near 0.00, the optimum of the stag hunt, after 100,000 to
-1,600,000 steps: it depends on the seed. In other games some seeds, in hero all, end short of the optimum.
+1,600,000 steps: it depends on the seed. In some games some seeds, in hero all, end short of the optimum.
 """
 
 import contextlib

@@ -64,10 +64,12 @@ def main() -> None:
     for v in (bare_venv, venv, trading.venv):
         v.reset()
 
+    for env in bare_venv.envs:
+        env.buttons[:] = rng.choice((0, 3, 4), 2)
+
     def bare_chunk(chunk):
         """Four frames of each emulator, called as fast as Python can: no RAM is read, no image made."""
         for env in bare_venv.envs[chunk]:
-            env.buttons[:] = rng.choice((0, 3, 4), 2)
             for _ in range(4):
                 atari.ale_lib.actMulti(env.ale.obj, *env.addresses[:2])
             if env.ale.game_over():

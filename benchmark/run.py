@@ -316,7 +316,7 @@ def run_on_cluster(runs: list[Run], args: Args) -> Iterator[tuple[Run, str | Non
     executor = submitit.AutoExecutor(os.path.join(args.run_dir, "submitit"), cluster=args.cluster)
     executor.update_parameters(name="stackelberg", cpus_per_task=1, mem_gb=4, timeout_min=args.slurm_minutes)
     # SLURM has a queue; submitit's local executor has none, and would start everything at once
-    at_a_time = len(runs)
+    at_a_time = max(1, len(runs))
     if args.cluster == "slurm":
         executor.update_parameters(slurm_partition=args.slurm_partition, slurm_array_parallelism=args.jobs or 256)
     else:
@@ -626,6 +626,8 @@ def main(args: Args) -> int:
             print(f"interrupted: {done} of {len(runs)} runs are finished and kept; the same command goes on from there")
             return 130
 
+    with contextlib.suppress(OSError):  # it is empty, unless a run failed
+        os.rmdir(os.path.join(args.run_dir, "unfinished"))
     for figure in figures:
         points, ends = rows_of(figure, FIGURES[figure](args), args.run_dir)
         if not ends:

@@ -16,7 +16,11 @@ from test_matrix_game import GAMES, brute_force
 
 ROOT = Path(__file__).parent.parent
 # Payoffs of 2x2 games that nobody chose: uniform in [-3, 0], independent for both players.
-RANDOM_GAMES = {f"random_{seed}": np.random.default_rng(seed).uniform(-3, 0, (2, 4)).tolist() for seed in range(20)}
+PAYOFFS = {
+    f"random_{seed}": np.random.default_rng(seed).uniform(-3, 0, (2, 4)).tolist()
+    for seed in (*range(20), *range(1000, 1040))
+}
+RANDOM_GAMES, HELD_OUT_GAMES = list(PAYOFFS)[:20], list(PAYOFFS)[20:]  # the settings were chosen on games 0-99
 
 
 @pytest.fixture
@@ -27,8 +31,8 @@ def script():
 def job(name, seed, run_dir):
     """The flags of a run, as a command line has them."""
     flags = ["--env-id", name, "--seed", seed, "--run-dir", run_dir]
-    if name in RANDOM_GAMES:
-        leader_payoff, follower_payoff = RANDOM_GAMES[name]
+    if name in PAYOFFS:
+        leader_payoff, follower_payoff = PAYOFFS[name]
         flags += ["--leader-payoff", *leader_payoff, "--follower-payoff", *follower_payoff]
     return [*map(str, flags)]
 
@@ -55,7 +59,7 @@ def test_the_optimum_within_10000_steps(name, tmp_path):
 
 def at_the_optimum(result):
     """Whether the leader is within 0.05 of the optimum, in the paper's scale (payoffs spread over 3)."""
-    leader_payoff, follower_payoff = RANDOM_GAMES[result["env_id"]]
+    leader_payoff, follower_payoff = PAYOFFS[result["env_id"]]
     optimum, _, _ = brute_force(leader_payoff, follower_payoff, 10)
     return abs(optimum - result["leader_return"]) <= 0.05 * (max(leader_payoff) - min(leader_payoff)) / 3 + 1e-9
 
@@ -166,17 +170,17 @@ def test_results_of_random_games_hold_their_payoffs():
     """The list of games in the file is the one of this test."""
     for row in results("replay_random_games"):
         payoffs = [float(word) for word in row["flags"].split() if not word.startswith("--")]
-        assert payoffs == [*RANDOM_GAMES[row["env_id"]][0], *RANDOM_GAMES[row["env_id"]][1]]
+        assert payoffs == [*PAYOFFS[row["env_id"]][0], *PAYOFFS[row["env_id"]][1]]
 
 
 @pytest.mark.acceptance
 def test_all_games_and_ten_seeds(tmp_path, capsys):
-    """Every run, not only most of them, and 20 random games."""
+    """Every run, not only most of them, 20 random games, and 40 others."""
     jobs = [job(name, seed, tmp_path) for name in GAMES for seed in range(1, 11)]
-    jobs += [job(name, 1, tmp_path) for name in RANDOM_GAMES]
+    jobs += [job(name, 1, tmp_path) for name in (*RANDOM_GAMES, *HELD_OUT_GAMES)]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         runs = list(pool.map(run_quietly, jobs))
-    paper, random = runs[:-20], runs[-20:]
+    paper, random, held_out = runs[:120], runs[120:140], runs[140:]
     steps = [r["steps_to_converge"] or np.inf for r in paper]
     with capsys.disabled():
         print("\n| game | median steps | most | follower_regret_all |\n|---|---|---|---|")
@@ -185,7 +189,9 @@ def test_all_games_and_ten_seeds(tmp_path, capsys):
             print(f"| {name} | {np.median(of_game):,.0f} | {max(of_game):,.0f} | {regret:.2f} |")
         print(f"| all | {np.median(steps):,.0f} | {max(steps):,.0f} | |")
         print(f"random games at the optimum: {sum(map(at_the_optimum, random))} of 20")
+        print(f"held-out random games at the optimum: {sum(map(at_the_optimum, held_out))} of 40")
         print(f"seconds per run: {np.median([r['wall_seconds'] for r in runs]):.1f} (median)")
     assert all(converged_within(result, 10_000) for result in paper)
     assert np.median(steps) <= 5_000
     assert sum(map(at_the_optimum, random)) >= 19
+    assert sum(map(at_the_optimum, held_out)) >= 36

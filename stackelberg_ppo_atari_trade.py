@@ -8,21 +8,19 @@
     python stackelberg_ppo_atari_trade.py --leader seller
     python stackelberg_ppo_atari_trade.py --leader buyer
 
-Shots cost bullets. Only player 1, the seller, is given any; it can sell each one to player 2, the buyer, whose hits
+A shot costs a bullet. Only player 1, the seller, is given any; it can sell each one to player 2, the buyer, whose hits
 count ten times as much. Who commits to its prices first takes the gains from trade: the seller as leader asks 0.75,
 the highest price on the grid below the buyer's value of a bullet (just under 1); the buyer as leader pays no more than
 0.25, the lowest above the seller's value (just under 0.1).
 
-Three stages. (1) Gameplay: PPO on the game alone until the players aim well; a trained network is committed. (2) The
-meta-follower: PPO on the follower's trade actions against a leader that trades at random; the follower is told the
-leader's answer to the query made immediately before the trade, so it learns a best response to every leader. (3) The
-leader: PPO on its trade actions against the frozen follower. What was learned about the game stays frozen in (2) and
-(3); the trade actions are learned on top of its image features. Then the equilibrium is verified: the follower learns
-on against the frozen leader, and must not gain.
+Three stages. (1) Gameplay: PPO on the game, with random trades, until the players aim well; a trained network is
+committed. It stays frozen from here on, and trades are learned on top of its image features. (2) The meta-follower: PPO
+on the follower's trade actions against a leader that trades at random. The follower is told what the leader answered to
+the query right before the trade, so it learns a best response to every leader. (3) The leader: PPO on its trade actions
+against the frozen follower. Last, the follower learns on against the frozen leader, and must not gain.
 """
 
 import contextlib
-import copy
 import importlib.util
 import io
 import itertools
@@ -32,10 +30,10 @@ import re
 import shutil
 import sys
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Literal, NoReturn
 
@@ -49,9 +47,10 @@ from PIL import Image, ImageDraw
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-try:
+try:  # what is missing, `check_args` asks for
+    from ale_py.roms import get_rom_path
     from multi_agent_ale_py.ale_python_interface import ALEInterface, ale_lib
-except ImportError:  # `check_args` says what to do
+except ImportError:
     ALEInterface = None
 
 
@@ -60,7 +59,7 @@ class Args:
     exp_name: str = os.path.basename(__file__)[: -len(".py")]
     """name of this experiment, part of the run's name"""
     seed: int = 1
-    """seed of networks, action sampling, bullet times and no-op starts"""
+    """seed of networks, action sampling, bullet times and starts"""
     torch_deterministic: bool = True
     """if toggled, `torch.backends.cudnn.deterministic=True`"""
     cuda: bool = False
@@ -89,47 +88,42 @@ class Args:
     """model.pt of a run with `--stage gameplay`, used by `--stage trade` and `--stage evaluate`"""
     trade_checkpoint: str | None = None
     """model.pt of a run with `--save-model`, for `--stage evaluate`"""
-    gameplay_timesteps: int = 120_000
-    """decisions (4 frames, both players act) of stage 1. With 300,000 (and seed 1) the buyer hit with 1,000
-    of 1,000 bullets: a bullet is then worth 1.0 to it, and whether it should pay 1.0 is a tie"""
+    gameplay_timesteps: int = 320_000
+    """environment steps of stage 1: decisions (4 frames, both players act), queries and trades"""
     follower_timesteps: int = 120_000
-    """environment steps of stage 2: decisions, queries and trades"""
+    """environment steps of stage 2"""
     total_timesteps: int = 200_000
     """environment steps of stages 2 and 3 together"""
     verification_timesteps: int = 40_000
     """environment steps for which the follower learns on against the frozen leader"""
     eval_episodes: int = 100
     """episodes of every evaluation; both agents act greedily"""
-    checkpoint_interval: int = 5
-    """updates between two checkpoints for `--resume`"""
 
     num_envs: int = 16
-    """emulators"""
+    """emulators; an update, in every stage, learns from one episode of each"""
     num_threads: int = 0
     """threads that step the emulators; 0 = one per CPU core, at most 8"""
     num_bullets: int = 5
     """bullets per episode"""
     bullet_interval: tuple[int, int] = (8, 40)
-    """stages 2 and 3: least and most decisions between two bullets, drawn uniformly"""
+    """least and most decisions between two bullets, drawn uniformly (stage 1 has its own)"""
     max_steps: int = 300
     """decisions after which an episode is cut off; it ends earlier when every bullet has been used and has landed"""
-    ent_coef: float = 0.01
-    """coefficient of the entropy bonus, in all stages, decaying like the learning rate"""
     clip_coef: float = 0.2
-    """clipping of the probability ratio, in all stages"""
+    """clipping of the probability ratio"""
     max_grad_norm: float = 0.5
-    """largest norm of the gradient, in all stages"""
+    """largest norm of the gradient"""
 
     gameplay_learning_rate: float = 7e-4
     """stage 1: learning rate of Adam, decaying linearly to a twentieth"""
-    num_steps: int = 128
-    """stage 1: decisions per emulator and update"""
+    gameplay_ent_coef: float = 0.01
+    """stage 1: coefficient of the entropy bonus, decaying like the learning rate"""
     gamma: float = 0.98
     """stage 1: discount factor per decision"""
     gae_lambda: float = 0.9
     """stage 1: lambda of generalized advantage estimation"""
     update_epochs: int = 3
-    """stage 1: passes over a rollout"""
+    """stage 1: passes over the decisions of an update"""
     minibatch_size: int = 256
     """stage 1: most rows per minibatch"""
     vf_coef: float = 0.5
@@ -137,22 +131,24 @@ class Args:
 
     learning_rate: float = 3e-3
     """stages 2 and 3: learning rate of Adam, decaying linearly to a twentieth"""
-    batch_episodes: int = 16
-    """stages 2 and 3: complete episodes (of five trades) per update"""
+    ent_coef: float = 0.1
+    """stages 2 and 3: coefficient of the entropy bonus, decaying like the learning rate"""
     trade_epochs: int = 8
-    """stages 2 and 3: passes over the trades of a batch, all of them in one minibatch"""
+    """stages 2 and 3: passes over the trades of an update, all of them in one minibatch"""
 
 
 # ----------------------------------------------------------------------------------------------------- the environment
 SELLER, BUYER = 0, 1  # player 1 and player 2 of the emulator
 PRICES = (0.0, 0.25, 0.5, 0.75, 1.0)
 HIT_REWARD = np.array([0.1, 1.0], dtype=np.float32)  # per alien or saucer hit: seller, buyer
+FRAME_SKIP = 4  # frames per decision
 GAME_ACTIONS = (0, 1, 3, 4, 11, 12)  # the emulator's NOOP, FIRE, RIGHT, LEFT, RIGHTFIRE, LEFTFIRE
 FIRE_REMOVED = {0: 0, 1: 0, 3: 3, 4: 4, 11: 3, 12: 4}
 GAME, QUERY, TRADE = 0, 1, 2  # phases of the environment: emulator runs / leader commits / follower answers
 IMAGE_SHAPE = (4, 45, 80)  # the last four decisions, 180 x 160 pixels in blocks of 4 x 2
 ECONOMY_SIZE, GAME_ECONOMY_SIZE = 10, 3  # the first three matter to the game
-FLIGHT = 24  # decisions: no shot is in the air for longer (at most 84 frames)
+EPISODE = ("length", "steps", "given", "bullets", "fired", "hits", "landed", "offered", "accepted", "returns")
+STAGES = ("gameplay", "follower", "leader", "verification", "evaluation")
 
 # RAM addresses. A missile's slot says nothing about its shooter: a new missile is at y = 85 for one frame, at its
 # shooter's x + 5; an empty slot has y = 246.
@@ -165,17 +161,6 @@ COLOURS |= {196: (50, 132, 50), 246: (162, 134, 56)}
 VIEW = np.tile(np.arange(256, dtype=np.uint8), (2, 1))
 VIEW[:, [0, 226, 52, 20, 82, 6]] = 0, 32, 64, 128, 160, 192
 VIEW[SELLER, [196, 246]] = VIEW[BUYER, [246, 196]] = 255, 96
-
-
-def rom_path() -> str | None:
-    """Path of the ROM that ale-py ships; None without it."""
-    try:
-        import ale_py.roms
-
-        path = Path(ale_py.roms.get_rom_path("space_invaders"))
-    except (ImportError, FileNotFoundError, TypeError):
-        return None
-    return str(path) if path.exists() else None
 
 
 class TradeEnv(gym.Env):
@@ -194,38 +179,19 @@ class TradeEnv(gym.Env):
     TRADE step the follower's. The leader's answer to the query is what it plays, so the leader is invariant.
     """
 
-    # Everything that `get_state` stores besides the emulator, what is seen of it, and the random state.
-    FIELDS = "phase committed steps arrivals given bullets shot fired hits offered accepted paid bonus returns unknown"
-
-    def __init__(
-        self,
-        leader: int = SELLER,
-        trades: bool = True,
-        num_bullets: int = 5,
-        bullet_interval: tuple[int, int] = (8, 40),
-        max_steps: int = 300,
-        max_start: int = 60,
-        frame_skip: int = 4,
-        seed: int = 0,
-    ):
-        """An episode starts after 1 to `max_start` frames in which both players do nothing.
-
-        `trades=False` is the game alone: each player is given its own bullets, a hit counts 1 for both, and the ships
-        move at random in those first frames.
-        """
-        self.leader, self.trades, self.num_bullets = leader, trades, num_bullets
-        self.bullet_interval, self.max_steps = bullet_interval, max_steps
-        self.max_start, self.frame_skip = max_start, frame_skip
+    def __init__(self, leader=SELLER, num_bullets=5, bullet_interval=(8, 40), max_steps=300, max_start=60):
+        """An episode starts after 1 to `max_start` frames in which the ships move at random."""
+        self.leader, self.num_bullets = leader, num_bullets
+        self.bullet_interval, self.max_steps, self.max_start = bullet_interval, max_steps, max_start
         image = gym.spaces.Box(0, 255, (2, *IMAGE_SHAPE), np.uint8)
         economy = gym.spaces.Box(0.0, 1.0, (2, ECONOMY_SIZE), np.float32)
         self.observation_space = gym.spaces.Dict({"image": image, "economy": economy})
         self.action_space = gym.spaces.MultiDiscrete([[len(GAME_ACTIONS), len(PRICES)]] * 2)
-        self.rng = np.random.default_rng(seed)
         ALEInterface.setLoggerMode("error")
         self.ale = ALEInterface()
         self.ale.setInt("random_seed", 0)
         self.ale.setFloat("repeat_action_probability", 0.0)
-        self.ale.loadROM(rom_path())
+        self.ale.loadROM(str(get_rom_path("space_invaders")))
         self.ale.setMode(33)  # two players at once, fixed shields
         self.ale.reset_game()
         # The emulator reads and writes these in place.
@@ -239,42 +205,37 @@ class TradeEnv(gym.Env):
         self.wide = np.zeros((IMAGE_SHAPE[1], 320), np.uint8)  # the playfield with a margin on both sides
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
-        """Starts an episode: no-ops, then the game without bullets until the first one is given."""
-        if seed is not None:
-            self.rng = np.random.default_rng(seed)
+        """Starts an episode: random moves, then the game without bullets until the first one is given."""
+        super().reset(seed=seed)
         self.ale.restoreSystemState(self.start)
-        self.buttons[:] = 0
-        for frame in range(1 + int(self.rng.integers(self.max_start))):
-            if not self.trades and frame % 16 == 0:
-                self.buttons[:] = self.rng.choice((0, 3, 4), 2)
+        for frame in range(1 + int(self.np_random.integers(self.max_start))):
+            if frame % 16 == 0:
+                self.buttons[:] = self.np_random.choice((0, 3, 4), 2)  # stay, right, left
             self._frame()
-        self.phase, self.committed, self.steps = GAME, 0, 0
-        low, high = self.bullet_interval
-        self.arrivals = [[], []]  # per player the decisions at which it is still to be given a bullet, soonest last
-        share = self.rng.random()
-        for p in (SELLER,) if self.trades else (SELLER, BUYER):
-            # In the game alone, one player gets no bullets in half of the episodes: a seller that sells has none.
-            if self.trades or not p * 0.25 <= share < p * 0.25 + 0.25:
-                self.arrivals[p] = np.cumsum(self.rng.integers(low, high + 1, self.num_bullets))[::-1].tolist()
-        self.given = 0  # bullets given so far, and the number of the next one
-        self.bullets = [[], []]  # numbers of the bullets that each player holds, oldest first
-        self.shot = [None, None]  # [x, bullet number, decision, in the air] of each player's latest shot
-        self.fired, self.hits, self.paid, self.returns = [0, 0], [0, 0], 0.0, [0.0, 0.0]
+        self.phase, self.committed = GAME, 0
+        self.length, self.steps = 0, 0  # of the episode: all steps, and the decisions among them
+        intervals = self.np_random.integers(*self.bullet_interval, self.num_bullets, endpoint=True)
+        self.arrivals = np.cumsum(intervals).tolist()  # the decisions after which the seller is given a bullet
+        self.given, self.bullets = 0, [0, 0]  # so far, and held by each player
+        self.shot, self.flying = [None, None], [False, False]  # x and decision of each player's latest shot
+        self.fired, self.hits, self.returns = [0, 0], [0, 0], [0.0, 0.0]
+        self.landed = []  # (player, decision of the shot) of every hit
         self.offered, self.accepted = [], []  # per trade [seller's, buyer's] trade action, and whether they agreed
-        self.bonus, self.unknown = 0, 0  # rewards for the other's death; shots whose shooter could not be told
         self.image[:] = 0
         ale_lib.getScreen(self.ale.obj, self.addresses[3])
         self.screens[1] = self.screens[0]
         self._see()
         self.image[:, :-1] = self.image[:, -1:]
-        return self.observation(), {}
+        return self._observation(), {}
 
     def step(self, action: np.ndarray) -> tuple[dict, np.ndarray, bool, bool, dict]:
-        """One decision, query or trade. `info["hits"]`: (player, bullet number, decisions since the shot) of each hit.
+        """One decision, query or trade.
 
-        The episode ends when all bullets are used and have landed, when the game is over, or after `max_steps`.
+        The episode ends when all bullets are used and no shot is in the air, when the game is over, or after
+        `max_steps` decisions. `info["episode"]` then tells about it, by the names in `EPISODE`.
         """
-        reward, info = np.zeros(2, np.float32), {"phase": self.phase, "hits": []}
+        reward = np.zeros(2, np.float32)
+        self.length += 1
         if self.phase == QUERY:
             self.committed = int(action[self.leader][1])
             self.phase = TRADE
@@ -285,23 +246,23 @@ class TradeEnv(gym.Env):
             self.offered.append(answers)
             self.accepted.append(price <= limit)
             if price <= limit:
-                self.bullets[BUYER].append(self.bullets[SELLER].pop())  # the new bullet is the seller's latest
+                self.bullets[SELLER] -= 1
+                self.bullets[BUYER] += 1
                 reward[:] = price, -price
-                self.paid += price
             self.phase = GAME
         else:
-            self._play(action, reward, info)
+            self._play(action, reward)
             self.steps += 1
-            for p in (SELLER, BUYER):
-                if self.arrivals[p] and self.arrivals[p][-1] <= self.steps:
-                    self.arrivals[p].pop()
-                    self.bullets[p].append(self.given)
-                    self.given += 1
-                    self.phase = QUERY if self.trades else GAME
-        used = not (any(self.arrivals) or any(self.bullets) or any(shot and shot[3] for shot in self.shot))
-        over = self.phase == GAME and (self.steps >= self.max_steps or self.ale.game_over())
+            if self.given < self.num_bullets and self.arrivals[self.given] <= self.steps:
+                self.given += 1
+                self.bullets[SELLER] += 1
+                self.phase = QUERY
         self.returns = [total + float(r) for total, r in zip(self.returns, reward, strict=True)]
-        return self.observation(), reward, used or over, False, info
+        terminated = self.given == self.num_bullets and not any(self.bullets + self.flying)
+        terminated |= self.phase == GAME and self.ale.game_over()
+        truncated = self.phase == GAME and self.steps >= self.max_steps
+        info = {"episode": {name: getattr(self, name) for name in EPISODE}} if terminated or truncated else {}
+        return self._observation(), reward, terminated, truncated, info
 
     def _frame(self):
         """Runs the emulator for one frame; the wrapper's own `act` and `getRAM` would take longer than the emulator."""
@@ -309,10 +270,10 @@ class TradeEnv(gym.Env):
         ale_lib.actMulti(self.ale.obj, buttons, scores)
         ale_lib.getRAM(self.ale.obj, ram)
 
-    def _play(self, action, reward, info):
+    def _play(self, action, reward):
         """Runs the emulator for one decision, finds out from RAM who has fired, and counts hits."""
         moves, buttons = [GAME_ACTIONS[action[p][0]] for p in (SELLER, BUYER)], [0, 0]
-        for frame in range(self.frame_skip):
+        for frame in range(FRAME_SKIP):
             for p in (SELLER, BUYER):
                 buttons[p] = moves[p] if self.bullets[p] else FIRE_REMOVED[moves[p]]
             if abs(int(self.ram[RAM_PLAYER_X]) - int(self.ram[RAM_PLAYER_X + 1])) <= 2:
@@ -320,33 +281,26 @@ class TradeEnv(gym.Env):
                 buttons[self.steps % 2] = FIRE_REMOVED[buttons[self.steps % 2]]
             self.buttons[:] = buttons
             self._frame()
-            if frame >= self.frame_skip - 2:
+            if frame >= FRAME_SKIP - 2:
                 ale_lib.getScreen(self.ale.obj, self.addresses[3 + frame % 2])
             ram = self.ram.tolist()
             missiles = [(ram[RAM_MISSILE_Y + i], ram[RAM_MISSILE_X + i]) for i in (0, 1)]
             for p, score in enumerate(self.scores.tolist()):
-                shot = self.shot[p]
-                if score >= 200:  # the bonus for the other player's death is not a hit
-                    score -= 200
-                    self.bonus += 1
-                if score > 0:
+                if score % 200:  # the 200 points for the other player's death are not a hit
                     self.hits[p] += 1
-                    shot[3] = False
-                    reward[p] += HIT_REWARD[p] if self.trades else 1.0
-                    info["hits"].append((p, shot[1], self.steps - shot[2]))
-                elif shot and shot[3]:
-                    shot[3] = any(y <= 85 and x == shot[0] for y, x in missiles)
-            for y, x in missiles:
-                if y != 85:
-                    continue
+                    self.landed.append((p, self.shot[p][1]))
+                    self.flying[p] = False
+                    reward[p] += HIT_REWARD[p]
+                elif self.flying[p]:
+                    self.flying[p] = any(y <= 85 and x == self.shot[p][0] for y, x in missiles)
+            for x in (x for y, x in missiles if y == 85):
                 armed = [p for p in (SELLER, BUYER) if buttons[p] in (1, 11, 12) and self.bullets[p]]
                 shooters = [p for p in armed if ram[RAM_PLAYER_X + p] + 5 == x]
                 if shooters:
                     p = shooters[0]
-                    self.shot[p] = [x, self.bullets[p].pop(0), self.steps, True]
+                    self.shot[p], self.flying[p] = (x, self.steps), True
+                    self.bullets[p] -= 1
                     self.fired[p] += 1
-                else:
-                    self.unknown += 1
         self._see()
 
     def _see(self):
@@ -355,103 +309,89 @@ class TradeEnv(gym.Env):
         Each player's view is centred on its own ship, so that aiming is the same wherever the ship is.
         """
         screen = np.maximum(*self.screens).reshape(210, 160)[16:196]
-        self.wide[:, 80:240] = np.maximum(
-            np.maximum(screen[0::4], screen[1::4]), np.maximum(screen[2::4], screen[3::4])
-        )
+        rows = np.maximum(np.maximum(screen[0::4], screen[1::4]), np.maximum(screen[2::4], screen[3::4]))
+        self.wide[:, 80:240] = rows
         self.image[:, :-1] = self.image[:, 1:]
         for p in (SELLER, BUYER):
             muzzle = int(self.ram[RAM_PLAYER_X + p]) + 3  # the screen's column in which a shot flies
             view = self.wide[:, muzzle : muzzle + 160]
             self.image[p, -1] = VIEW[p].take(np.maximum(view[:, 0::2], view[:, 1::2]))
 
-    def observation(self) -> dict:
-        """What both players see now."""
-        economy, to_come = np.zeros((2, ECONOMY_SIZE), np.float32), len(self.arrivals[SELLER]) / self.num_bullets
+    def _observation(self):
+        economy, to_come = np.zeros((2, ECONOMY_SIZE), np.float32), 1 - self.given / self.num_bullets
         for p in (SELLER, BUYER):
-            own, others = (min(len(self.bullets[q]), 5) / 5 for q in (p, 1 - p))
+            own, others = (min(self.bullets[q], 5) / 5 for q in (p, 1 - p))
             economy[p, :5] = own, others, p, self.phase != GAME, to_come
         if self.phase == TRADE:
             economy[1 - self.leader, 5 + self.committed] = 1.0
         return {"image": self.image.copy(), "economy": economy}
 
-    def get_state(self) -> dict:
-        """Exact state: emulator, images, random state and counters."""
-        handle = self.ale.cloneSystemState()
-        arrays = {"emulator": self.ale.encodeState(handle), "image": self.image, "screens": self.screens}
-        self.ale.deleteState(handle)
-        state = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
-        fields = copy.deepcopy({name: getattr(self, name) for name in self.FIELDS.split()})
-        return state | {"rng": self.rng.bit_generator.state, "fields": fields}
+    def render(self) -> np.ndarray:
+        """uint8 [420, 520, 3]: the screen, and beside it bullets, offers and payments."""
+        names, k = ("seller", "buyer"), len(self.offered) + 1
+        lines = [f"decision {self.steps}", f"bullets given: {self.given} of {self.num_bullets}", ""]
+        for p, ship in ((SELLER, "green"), (BUYER, "yellow")):
+            lines.append(f"{names[p].upper()} ({ship}){' LEADER' * (p == self.leader)}")
+            lines += [f"  bullets {self.bullets[p]}", f"  hits {self.hits[p]} of {self.fired[p]} shots"]
+            lines += [f"  return {self.returns[p]:.2f}", ""]
+        trades = list(zip(np.take(PRICES, self.offered), self.accepted, strict=True)) if self.offered else []
+        for trade, ((ask, limit), sold) in enumerate(trades, start=1):
+            lines.append(f"{trade}: asks {ask:.2f}, pays {limit:.2f}: {'sold' if sold else 'kept'}")
+        if self.phase == QUERY:
+            lines.append(f"{k}: query: what does the {names[self.leader]} commit to?")
+        elif self.phase == TRADE:
+            lines.append(f"{k}: {names[self.leader]} commits to {PRICES[self.committed]:.2f}")
+        lines += ["", f"payments: {sum(ask * sold for (ask, _), sold in trades):.2f}"]
+        colour = np.zeros((256, 3), np.uint8)
+        colour[list(COLOURS)] = list(COLOURS.values())
+        screen = Image.fromarray(colour[np.maximum(*self.screens)].reshape(210, 160, 3))
+        frame = Image.new("RGB", (520, 420))
+        frame.paste(screen.resize((320, 420), Image.Resampling.NEAREST), (0, 0))
+        ImageDraw.Draw(frame).multiline_text((330, 20), "\n".join(lines), fill=(230, 230, 230), spacing=6)
+        return np.asarray(frame)
 
-    def set_state(self, state: dict) -> None:
-        """Puts the environment into a state of `get_state`."""
-        handle = self.ale.decodeState(state["emulator"].numpy())
-        self.ale.restoreSystemState(handle)
-        self.ale.deleteState(handle)
-        self.ale.getRAM(self.ram)
-        self.image[:], self.screens[:] = state["image"].numpy(), state["screens"].numpy()
-        self.rng.bit_generator.state = state["rng"]
-        for name, value in copy.deepcopy(state["fields"]).items():
-            setattr(self, name, value)
 
+class Emulators:
+    """`args.num_envs` environments, stepped by threads of this process: the emulator runs outside Python's lock."""
 
-class VectorTradeEnv:
-    """`args.num_envs` emulators stepped by threads of this process (the emulator releases the interpreter's lock).
-
-    What `step` finds lies in arrays with an axis of emulators in front: `image`, `economy`, `phase` (of the next step),
-    `reward`, `done`, `hits`. A finished episode starts anew within the step; its counters are in `finished`. Each
-    thread has a chunk of the emulators, and calls `look` with it when their arrays are up to date.
-    """
-
-    def __init__(self, args, seed, look: Callable[[slice], None] = lambda chunk: None, **kwargs):
-        n, num_threads = args.num_envs, min(args.num_threads, args.num_envs)
+    def __init__(self, args, **kwargs):
         kwargs = {"bullet_interval": args.bullet_interval, "max_steps": args.max_steps} | kwargs
-        seeds = np.random.SeedSequence(seed).generate_state(n)
-        self.envs = [TradeEnv(num_bullets=args.num_bullets, seed=int(s), **kwargs) for s in seeds]
-        self.pool = ThreadPoolExecutor(num_threads)
-        self.look, self.chunks = look, [slice(k, n, num_threads) for k in range(num_threads)]
-        self.image, self.economy = np.zeros((n, 2, *IMAGE_SHAPE), np.uint8), np.zeros((n, 2, ECONOMY_SIZE), np.float32)
-        self.phase, self.reward, self.done = np.zeros(n, np.int64), np.zeros((n, 2), np.float32), np.zeros(n, bool)
-        self.hits, self.finished = [[] for _ in range(n)], [None] * n
+        self.envs = [TradeEnv(num_bullets=args.num_bullets, **kwargs) for _ in range(args.num_envs)]
+        self.num_threads = min(args.num_threads, args.num_envs)
+        self.pool = ThreadPoolExecutor(self.num_threads)
 
-    def _write(self, i, observation):
-        self.image[i], self.economy[i], self.phase[i] = *observation.values(), self.envs[i].phase
+    def play(self, act: Callable, seeds: np.ndarray) -> list[dict]:
+        """Plays an episode for each seed, on an emulator of its own; the seed is all that is random about it.
 
-    def _write_all(self, observations):
-        for i, observation in enumerate(observations):
-            self._write(i, observation)
-        for chunk in self.chunks:
-            self.look(chunk)
+        `act` maps image [envs, 2, 4, 45, 80], economy [envs, 2, 10], phase [envs] and the environments' random
+        generators to actions int [envs, 2, 2] and a row to keep, or None, for each environment. Returns for each seed
+        `info["episode"]` with the episode's `rows`.
+        """
+        n = self.num_threads
+        played = self.pool.map(lambda k: self._play_some(self.envs[k::n], act, seeds[k::n].tolist()), range(n))
+        episodes = [None] * len(seeds)
+        for k, some in enumerate(played):
+            episodes[k::n] = some
+        return episodes
 
-    def reset(self):
-        self._write_all(env.reset()[0] for env in self.envs)
-
-    def _step_chunk(self, chunk, action):
-        for i in range(len(self.envs))[chunk]:
-            env = self.envs[i]
-            observation, self.reward[i], self.done[i], _, info = env.step(action[i])
-            self.hits[i], self.finished[i] = info["hits"], None
-            if self.done[i]:
-                self.finished[i] = {name: getattr(env, name) for name in env.FIELDS.split()}
-                observation, _ = env.reset()
-            self._write(i, observation)
-        self.look(chunk)
-
-    def step(self, action: np.ndarray) -> None:
-        """Takes all players' actions, int [num_envs, 2, 2]."""
-        action = action.tolist()
-        if len(self.chunks) == 1:
-            self._step_chunk(self.chunks[0], action)
-        else:
-            list(self.pool.map(lambda chunk: self._step_chunk(chunk, action), self.chunks))
-
-    def get_state(self) -> list[dict]:
-        return [env.get_state() for env in self.envs]
-
-    def set_state(self, states: list[dict]) -> None:
-        for env, state in zip(self.envs, states, strict=True):
-            env.set_state(state)
-        self._write_all(env.observation() for env in self.envs)
+    @torch.no_grad()
+    def _play_some(self, envs, act, seeds):
+        """A thread's share: its environments step together until the last episode is over."""
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        observations = [env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=False)]
+        rows, episodes, playing = [[] for _ in seeds], {}, list(range(len(seeds)))
+        while playing:
+            stacked = (np.stack([observations[i][key] for i in playing]) for key in ("image", "economy"))
+            phase = torch.tensor([envs[i].phase for i in playing])
+            actions, new_rows = act(*map(torch.from_numpy, stacked), phase, [generators[i] for i in playing])
+            for i, action, row in zip(playing, actions.tolist(), new_rows, strict=True):
+                observations[i], _, _, _, info = envs[i].step(action)
+                if row is not None:
+                    rows[i].append(row)
+                if "episode" in info:
+                    episodes[i] = info["episode"] | {"rows": rows[i]}
+            playing = [i for i in playing if i not in episodes]
+        return [episodes[i] for i in range(len(seeds))]
 
 
 # ------------------------------------------------------------------------------------------------------------ networks
@@ -468,20 +408,17 @@ class Gameplay(nn.Module):
     def __init__(self):
         super().__init__()
         # RLlib's small Atari network; the first kernel is half as high as wide since the image's blocks are 4 x 2.
-        convolutions = layer_init(nn.Conv2d(IMAGE_SHAPE[0], 16, (4, 8), (2, 4))), layer_init(nn.Conv2d(16, 32, 4, 2))
+        first, second = layer_init(nn.Conv2d(IMAGE_SHAPE[0], 16, (4, 8), (2, 4))), layer_init(nn.Conv2d(16, 32, 4, 2))
         hidden = layer_init(nn.Linear(32 * 9 * 8, 256))
-        self.cnn = nn.Sequential(
-            convolutions[0], nn.ReLU(), convolutions[1], nn.ReLU(), nn.Flatten(), hidden, nn.ReLU()
-        )
+        self.cnn = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Flatten(), hidden, nn.ReLU())
         self.economy = nn.Sequential(layer_init(nn.Linear(GAME_ECONOMY_SIZE, 32)), nn.ReLU())
         self.actor = layer_init(nn.Linear(256 + 32, len(GAME_ACTIONS)), 0.01)
         self.critic = layer_init(nn.Linear(256 + 32, 1), 1.0)
 
     def features(self, image: torch.Tensor) -> torch.Tensor:
         """uint8 [batch, 4, 45, 80] -> float32 [batch, 256]."""
-        # Channels last is the faster layout in stage 1, which has a backward pass, and the slower one without.
-        channels_last = self.cnn[0].weight.is_contiguous(memory_format=torch.channels_last)
-        layout = torch.channels_last if channels_last else torch.contiguous_format
+        # Channels last is the faster layout with a backward pass, and the slower one without.
+        layout = torch.channels_last if self.training else torch.contiguous_format
         return self.cnn(image.to(self.actor.weight.device).to(torch.float32, memory_format=layout) / 255.0)
 
     def heads(self, features: torch.Tensor, economy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -497,6 +434,9 @@ class Trader(nn.Module):
         super().__init__()
         self.economy = nn.Sequential(layer_init(nn.Linear(ECONOMY_SIZE, 64)), nn.ReLU())
         self.actor = layer_init(nn.Linear(256 + 64, len(PRICES)), 0.01)
+        # What came of the bullets that it ended up with in training: how many there were, and their hits' reward.
+        self.register_buffer("bullets", torch.zeros(()))
+        self.register_buffer("earned", torch.zeros(()))
 
     def forward(self, features: torch.Tensor, economy: torch.Tensor) -> torch.Tensor:
         """[batch, 256], [batch, 10] -> logits [batch, 5]."""
@@ -505,10 +445,14 @@ class Trader(nn.Module):
         return self.actor(torch.cat([F.normalize(features, dim=1), self.economy(economy)], 1))
 
 
-def sample(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gumbel sampling: logits [batch, n] -> action [batch], its log-probability [batch]."""
-    log_probs = torch.log_softmax(logits, 1)
-    action = (log_probs - torch.log(-torch.log(torch.rand_like(logits)))).argmax(1)
+def sample(logits: torch.Tensor, generators: list[torch.Generator]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gumbel sampling: logits [batch, n] -> action [batch], its log-probability [batch], both on the CPU.
+
+    Every generator supplies the noise of its equal share of the batch.
+    """
+    log_probs, share = torch.log_softmax(logits, 1).cpu(), len(logits) // len(generators)
+    uniform = torch.cat([torch.rand(share, logits.shape[1], generator=generator) for generator in generators])
+    action = (log_probs - torch.log(-torch.log(uniform))).argmax(1)
     return action, log_probs.gather(1, action[:, None]).squeeze(1)
 
 
@@ -529,171 +473,120 @@ def ppo_step(args, module, optimizer, ent_coef, logits, action, old_logprob, adv
     return {f"losses/{name}": part.item() for name, part in parts.items()}
 
 
+def episode_seeds(args, stage: str, num_episodes: int, done: int = 0) -> np.ndarray:
+    """Seeds of the episodes that begin `done` steps into a stage."""
+    return np.random.SeedSequence((args.seed, STAGES.index(stage), done)).generate_state(num_episodes)
+
+
 # --------------------------------------------------------------------------------------------------- stage 1: gameplay
-def train_gameplay(args, run, agent: Gameplay) -> dict:
-    """PPO on the game with scarce bullets; one network plays both players, each from its own view.
+def gameplay_policy(agent: Gameplay, image, economy, phase, generators) -> tuple[torch.Tensor, list]:
+    """Both players sample game actions, and trade at random.
 
-    Returns hits per shot and per bullet and the length of the last 100 episodes.
+    Rows of the decisions: image, economy, game action, log-probability, value.
     """
-    # Bullets come faster than in the trades, after a random time of the game, so that more is learned per decision.
-    venv = VectorTradeEnv(args, (args.seed, 1), trades=False, bullet_interval=(4, 24), max_start=400)
-    optimizer = torch.optim.Adam(agent.parameters(), lr=args.gameplay_learning_rate, eps=1e-5)
-    n, total, N = args.num_steps, args.num_steps + FLIGHT, 2 * args.num_envs
-    # A hit is credited to the decision that fired the shot. The last FLIGHT rows of a rollout, whose shots may still be
-    # in the air, therefore wait for the next update: they move to the front of these arrays.
-    images = torch.zeros((total, N, *IMAGE_SHAPE), dtype=torch.uint8)
-    economies = torch.zeros((total, N, ECONOMY_SIZE))
-    actions = torch.zeros((total, N), dtype=torch.long)
-    logprobs, rewards, values, dones = (torch.zeros((total, N)) for _ in range(4))
-    rows = [images, economies, actions, logprobs, rewards, values, dones]
-    update, first, recent = 0, 0, deque(maxlen=100)  # `recent`: finished episodes
-    saved = run.restore("gameplay")
-    if saved is None:
-        venv.reset()
-    else:
-        agent.load_state_dict(saved["agent"])
-        optimizer.load_state_dict(saved["optimizer"])
-        venv.set_state(saved["envs"])
-        update, first = saved["update"], FLIGHT
-        recent.extend(saved["recent"])
-        for tensor, kept in zip(rows, saved["rows"], strict=True):
-            tensor[:FLIGHT] = kept
-    num_updates = max(1, (args.gameplay_timesteps - FLIGHT * args.num_envs) // (n * args.num_envs))
-    action = np.zeros((args.num_envs, 2, 2), np.int64)
-    bar = run.progress_bar("gameplay", num_updates * n * args.num_envs, update * n * args.num_envs)
-    while update < num_updates:
-        update += 1
-        left = max(1 - (update - 1) / num_updates, 0.05)
-        optimizer.param_groups[0]["lr"] = args.gameplay_learning_rate * left
-        for t in range(first, total):
-            images[t] = torch.from_numpy(venv.image).view(N, *IMAGE_SHAPE)
-            economies[t] = torch.from_numpy(venv.economy).view(N, ECONOMY_SIZE)
-            with torch.no_grad():
-                logits, values[t] = (x.cpu() for x in agent.heads(agent.features(images[t]), economies[t]))
-            actions[t], logprobs[t] = sample(logits)
-            action[:, :, 0] = actions[t].view(-1, 2).numpy()
-            venv.step(action)
-            rewards[t] = 0.0
-            for i, hits in enumerate(venv.hits):
-                for player, _, age in hits:
-                    rewards[max(t - age, 0), 2 * i + player] += 1.0
-            dones[t] = torch.from_numpy(venv.done).float().repeat_interleave(2)
-            recent.extend(episode for episode in venv.finished if episode)
-        run.global_step += (total - first) * args.num_envs
-        bar.update(n * args.num_envs)
+    logits, value = agent.heads(agent.features(image.flatten(0, 1)), economy.flatten(0, 1))
+    trade_action, _ = sample(torch.zeros(len(logits), len(PRICES)), generators)
+    game_action, logprob = (x.view(-1, 2) for x in sample(logits, generators))
+    rows = zip(image, economy, game_action, logprob, value.cpu().view(-1, 2), strict=True)
+    rows = [row if moment == GAME else None for row, moment in zip(rows, phase, strict=True)]
+    return torch.stack([game_action, trade_action.view(-1, 2)], 2), rows
 
-        # generalized advantages of the first n rows; row n supplies the value to bootstrap from
-        advantages, last = torch.zeros((n, N)), torch.zeros(N)
-        for t in reversed(range(n)):
-            alive = 1.0 - dones[t]
-            delta = rewards[t] + args.gamma * values[t + 1] * alive - values[t]
-            advantages[t] = last = delta + args.gamma * args.gae_lambda * alive * last
-        returns = advantages + values[:n]
-        flat = [x[:n].flatten(0, 1) for x in (images, economies, actions, logprobs, advantages, returns)]
-        # what a player does without a bullet matters little: of those rows, a quarter is learned from
-        kept = torch.nonzero((flat[1][:, 0] > 0) | (torch.rand(n * N) < 0.25)).squeeze(1)
-        num_minibatches = -(-len(kept) // args.minibatch_size)  # of equal size, so that none is a single row
-        for _ in range(args.update_epochs):
-            for index in kept[torch.randperm(len(kept))].tensor_split(num_minibatches):
-                image, economy, *rest, advantage, return_ = (x[index].to(run.device) for x in flat)
-                logits, value = agent.heads(agent.features(image), economy)
-                advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
-                value_loss = 0.5 * (value - return_).square().mean()
-                rest += [advantage, args.vf_coef * value_loss]
-                losses = ppo_step(args, agent, optimizer, args.ent_coef * left, logits, *rest)
-                losses["losses/value_loss"] = value_loss.item()
-        for tensor in rows:
-            tensor[:FLIGHT] = tensor[n:].clone()
-        first = FLIGHT
 
-        fired, hits, given = (np.sum([e[name] for e in recent]) for name in ("fired", "hits", "given"))
-        statistics = {"hits_per_shot": hits / max(fired, 1), "hits_per_bullet": hits / max(given, 1)}
-        statistics["episode_length"] = np.mean([e["steps"] for e in recent] or [0])
-        statistics = {name: float(value) for name, value in statistics.items()}
-        run.log({f"charts/{name}": value for name, value in statistics.items()} | losses)
-        if update % args.checkpoint_interval == 0 or update == num_updates:
-            progress = {"agent": agent.state_dict(), "optimizer": optimizer.state_dict(), "envs": venv.get_state()}
-            progress |= {"update": update, "recent": list(recent), "rows": [x[:FLIGHT].clone() for x in rows]}
-            run.save("gameplay", progress)
-    bar.close()
-    return statistics
+def generalized_advantages(args, reward: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Of a whole episode, after which nothing is to be had: [decisions, players] -> [decisions, players]."""
+    delta = reward + args.gamma * torch.cat([value[1:], torch.zeros(1, 2)]) - value
+    for t in reversed(range(len(delta) - 1)):
+        delta[t] += args.gamma * args.gae_lambda * delta[t + 1]
+    return delta
+
+
+def update_gameplay(args, agent: Gameplay, emulators, optimizer, seeds, left) -> tuple[int, dict]:
+    """PPO on the game; one network plays both players, each from its own view."""
+    generator, batch = torch.Generator().manual_seed(sum(seeds.tolist())), []
+    episodes = emulators.play(partial(gameplay_policy, agent), seeds)
+    for episode in episodes:
+        image, economy, action, logprob, value = map(torch.stack, zip(*episode["rows"], strict=True))
+        # A hit counts 1 for both, and is credited to the decision that fired the shot.
+        reward = torch.zeros_like(value)
+        for player, shot in episode["landed"]:
+            reward[shot, player] += 1.0
+        advantage = generalized_advantages(args, reward, value)
+        batch.append([x.flatten(0, 1) for x in (image, economy, action, logprob, advantage, advantage + value)])
+    columns = [torch.cat(column) for column in zip(*batch, strict=True)]
+    # What a player does without a bullet matters little: of those rows, a quarter is learned from.
+    bullets = columns[1][:, 0]
+    kept = torch.nonzero((bullets > 0) | (torch.rand(len(bullets), generator=generator) < 0.25)).squeeze(1)
+    num_minibatches = -(-len(kept) // args.minibatch_size)  # of equal size, so that none is a single row
+    for _ in range(args.update_epochs):
+        for index in kept[torch.randperm(len(kept), generator=generator)].tensor_split(num_minibatches):
+            image, economy, *rest, advantage, return_ = (x[index].to(agent.actor.weight.device) for x in columns)
+            logits, value = agent.heads(agent.features(image), economy)
+            advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
+            value_loss = 0.5 * (value - return_).square().mean()
+            rest += [advantage, args.vf_coef * value_loss]
+            losses = ppo_step(args, agent, optimizer, args.gameplay_ent_coef * left, logits, *rest)
+            losses["losses/value_loss"] = value_loss.item()
+    return sum(e["length"] for e in episodes), game_charts(episodes) | losses
+
+
+def game_charts(episodes: list[dict]) -> dict:
+    """Aim and length of episodes, by TensorBoard tag."""
+    fired, hits, given = (np.sum([e[name] for e in episodes]) for name in ("fired", "hits", "given"))
+    charts = {"charts/hits_per_shot": hits / max(fired, 1), "charts/hits_per_bullet": hits / max(given, 1)}
+    return charts | {"charts/episode_length": np.mean([e["steps"] for e in episodes])}
 
 
 # ---------------------------------------------------------------------------------------------- stages 2 and 3: trades
-# A policy maps the image features [batch, 256] and economic features [batch, 10] of trades to trade actions [batch].
+# A policy maps the image features [batch, 256] and economic features [batch, 10] of trades to logits [batch, 5]. What
+# it is certain of has a logit that no sampling noise can outweigh.
 Policy = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+CERTAIN = 1e6
 
 
 def fixed(action: int) -> Policy:
     """Always the same price."""
-    return lambda features, economy: torch.full((len(features),), action)
+    return lambda features, economy: CERTAIN * F.one_hot(torch.full((len(features),), action), len(PRICES)).float()
 
 
 def random_leader(features: torch.Tensor, economy: torch.Tensor) -> torch.Tensor:
     """The leader of the meta-follower's training: any price, each time anew."""
-    return torch.randint(len(PRICES), (len(features),))
+    return torch.zeros(len(features), len(PRICES))
 
 
 def greedy(trader: Trader) -> Policy:
     """A trader's most probable action."""
-    return lambda features, economy: trader(features, economy).argmax(1).cpu()
-
-
-def ordered(leader: int, leader_policy: Policy, follower_policy: Policy) -> list[Policy]:
-    """The policies of seller and buyer."""
-    return [leader_policy, follower_policy] if leader == SELLER else [follower_policy, leader_policy]
+    return lambda features, economy: CERTAIN * F.one_hot(trader(features, economy).argmax(1), len(PRICES)).float()
 
 
 class Trading:
-    """Plays trades on many emulators; the game itself is played by the frozen gameplay network.
+    """Trades on `args.num_envs` emulators, where the frozen gameplay network plays the game."""
 
-    If `learner` is a player, its policy is a `Trader` that is sampled from, and every finished episode carries its
-    trades as `rows`: features, economy, action, log-probability, payment, whether the learner ended up with the bullet,
-    reward from this bullet's hit.
-    """
+    def __init__(self, args, gameplay: Gameplay, leader: int):
+        self.args, self.gameplay, self.leader, self.emulators = args, gameplay, leader, Emulators(args, leader=leader)
 
-    def __init__(self, args, gameplay, policies, leader, seed, learner=None):
-        self.gameplay, self.policies, self.leader, self.learner = gameplay, policies, leader, learner
-        self.features = torch.zeros(args.num_envs, 2, 256)
-        self.action = np.zeros((args.num_envs, 2, 2), np.int64)  # what to do next, as far as the game is concerned
-        self.venv = VectorTradeEnv(args, seed, self._look, leader=leader)
-        self.rows = [[] for _ in range(args.num_envs)]
+    def act(self, leader_policy, follower_policy, learner, image, economy, phase, generators):
+        """Actions, and the learner's trades as rows: features, economy, action, log-probability."""
+        features = self.gameplay.features(image.flatten(0, 1))
+        game_action = self.gameplay.heads(features, economy.flatten(0, 1))[0].argmax(1).cpu().view(-1, 2)
+        actions, features = torch.stack([game_action, torch.zeros_like(game_action)], 2), features.view(-1, 2, 256)
+        rows = [None] * len(phase)
+        for player, moment, policy in ((self.leader, QUERY, leader_policy), (1 - self.leader, TRADE, follower_policy)):
+            envs = torch.nonzero(phase == moment).squeeze(1).tolist()
+            if envs:
+                seen = features[envs, player], economy[envs, player]
+                answer, logprob = sample(policy(*seen), [generators[env] for env in envs])
+                actions[envs, player, 1] = answer
+                if player == learner:
+                    for env, *row in zip(envs, *seen, answer, logprob, strict=True):
+                        rows[env] = row
+        return actions, rows
 
-    @torch.no_grad()
-    def _look(self, chunk):
-        """Image features and game actions of a chunk of emulators, computed in the thread that steps them."""
-        image, economy = (torch.from_numpy(x[chunk]).flatten(0, 1) for x in (self.venv.image, self.venv.economy))
-        features = self.gameplay.features(image)
-        self.action[chunk, :, 0] = self.gameplay.heads(features, economy)[0].argmax(1).view(-1, 2).cpu()
-        self.features[chunk] = features.view(-1, 2, 256).cpu()
-
-    @torch.no_grad()
-    def step(self) -> list[dict]:
-        """One step of all emulators, each in its own phase. Returns the episodes that ended."""
-        venv, learner, phase = self.venv, self.learner, self.venv.phase.copy()
-        for player, moment in ((self.leader, QUERY), (1 - self.leader, TRADE)):
-            envs = np.flatnonzero(phase == moment)
-            if not len(envs):
-                continue
-            features, economy = self.features[envs, player], torch.from_numpy(venv.economy[envs, player])
-            answer = self.policies[player](features, economy)
-            if player == learner:
-                answer, logprob = sample(answer.cpu())
-                for i, *columns in zip(envs, features, economy, answer, logprob, strict=True):
-                    self.rows[i].append([*columns, 0.0, False, 0.0])
-            self.action[envs, player, 1] = answer
-        venv.step(self.action)
-        for i, rows in enumerate(self.rows if learner is not None else []):
-            if phase[i] == TRADE:
-                rows[-1][-3] = float(venv.reward[i, learner])
-                accepted = venv.finished[i]["accepted"] if venv.done[i] else venv.envs[i].accepted
-                rows[-1][-2] = accepted[-1] == (learner == BUYER)
-            for bullet in (bullet for player, bullet, _ in venv.hits[i] if player == learner):
-                # Every bullet opens one trade, so bullet k is the subject of row k.
-                rows[bullet][-1] += float(HIT_REWARD[learner])
-        finished = [venv.finished[i] | {"env": int(i), "rows": self.rows[i]} for i in np.flatnonzero(venv.done)]
-        self.rows = [[] if done else rows for done, rows in zip(venv.done, self.rows, strict=True)]
-        return finished
+    def evaluate(self, leader_policy: Policy, follower_policy: Policy, num_episodes: int) -> list[dict]:
+        """Episodes that have the same bullets and starts, whatever the policies."""
+        seeds, n = episode_seeds(self.args, "evaluation", num_episodes), self.args.num_envs
+        batches = (seeds[first : first + n] for first in range(0, num_episodes, n))
+        act = partial(self.act, leader_policy, follower_policy, None)
+        return [episode for batch in batches for episode in self.emulators.play(act, batch)]
 
 
 def standardise(reward: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
@@ -709,101 +602,51 @@ def standardise(reward: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
     return advantage
 
 
-def train_trader(args, run, stage, gameplay, trader, learner, opponent, leader, timesteps, seed) -> None:
+def trade_rewards(trader: Trader, episodes: list[dict], learner: int) -> torch.Tensor:
+    """Per trade, what is paid, and, if the learner ends up with the bullet, what its bullets have been worth so far.
+
+    That average tells a price of 1.0 from a value of 0.98 long before single hits do.
+    """
+    offers, sold = (torch.tensor([x for e in episodes for x in e[name]]) for name in ("offered", "accepted"))
+    payment = torch.tensor(PRICES)[offers[:, SELLER]] * sold * (1 if learner == SELLER else -1)
+    held = sold == (learner == BUYER)
+    trader.bullets += held.sum()
+    trader.earned += sum(e["hits"][learner] for e in episodes) * float(HIT_REWARD[learner])
+    return payment + held * (trader.earned / trader.bullets.clamp(min=1)).cpu()
+
+
+def update_trader(args, trader, trading, learner, opponent, optimizer, seeds, left) -> tuple[int, dict]:
     """PPO on the trade actions of player `learner` against the fixed policy `opponent`.
 
-    An episode is the sequence of its trades. An update's rows are trades only: no gameplay decision drowns them.
+    Its rows are trades only: no gameplay decision drowns them.
     """
-    trading = Trading(args, gameplay, ordered(learner, trader, opponent), leader, seed, learner)
-    optimizer = torch.optim.Adam(trader.parameters(), lr=args.learning_rate, eps=1e-5)
-    update, done, recent, bullets, earned = 0, 0, deque(maxlen=100), 0, 0.0
-    saved = run.restore(stage)
-    if saved is None:
-        trading.venv.reset()
-    else:
-        trader.load_state_dict(saved["trader"])
-        optimizer.load_state_dict(saved["optimizer"])
-        trading.venv.set_state(saved["envs"])
-        trading.rows, update, done = saved["trades"], saved["update"], saved["done"]
-        recent.extend(saved["recent"])
-        bullets, earned = saved["bullets"], saved["earned"]
-    bar = run.progress_bar(stage, timesteps, done)
-    while done < timesteps:
-        left = max(1 - done / timesteps, 0.05)
-        optimizer.param_groups[0]["lr"] = args.learning_rate * left
-        batch = []
-        while len(batch) < args.batch_episodes:
-            batch += trading.step()
-            done += args.num_envs
-            run.global_step += args.num_envs
-            bar.update(args.num_envs)
-        update += 1
-        bullets += sum(held for episode in batch for *_, held, _ in episode["rows"])
-        earned += sum(hits for episode in batch for *_, hits in episode["rows"])
-        # A trade's reward: what is paid, and what a bullet has been worth to the learner so far if it ends up with it.
-        # The average tells 1.0 from a value of 0.98 long before single hits do.
-        value = earned / max(bullets, 1)
-        rows = [(*row, payment + held * value) for e in batch for *row, payment, held, _ in e.pop("rows")]
-        *columns, reward = zip(*rows, strict=True)
-        features, economy, *rest = (torch.stack(column).to(run.device) for column in columns)
-        rest.append(standardise(torch.tensor(reward), economy[:, -len(PRICES) :].cpu()).to(run.device))
-        for _ in range(args.trade_epochs):
-            losses = ppo_step(args, trader, optimizer, args.ent_coef * left, trader(features, economy), *rest)
-        recent.extend(batch)
-        charts = trade_charts(recent, leader)
-        run.log(charts | losses)
-        if stage == "leader":
-            run.state["curve"].append([run.global_step, charts["charts/leader_return"]])
-        if update % args.checkpoint_interval == 0:
-            progress = {"trader": trader.state_dict(), "optimizer": optimizer.state_dict(), "trades": trading.rows}
-            progress |= {"envs": trading.venv.get_state(), "update": update, "done": done, "recent": list(recent)}
-            run.save(stage, progress | {"bullets": bullets, "earned": earned})
-    bar.close()
+    policies = (trader, opponent) if learner == trading.leader else (opponent, trader)
+    episodes = trading.emulators.play(partial(trading.act, *policies, learner), seeds)
+    rows = [row for episode in episodes for row in episode["rows"]]
+    columns = [torch.stack(column).to(trader.actor.weight.device) for column in zip(*rows, strict=True)]
+    features, economy, *rest = columns
+    reward = trade_rewards(trader, episodes, learner).to(economy.device)
+    rest.append(standardise(reward, economy[:, -len(PRICES) :]))
+    for _ in range(args.trade_epochs):
+        losses = ppo_step(args, trader, optimizer, args.ent_coef * left, trader(features, economy), *rest)
+    return sum(e["length"] for e in episodes), trade_charts(episodes, trading.leader) | losses
 
 
-def trade_charts(episodes, leader: int) -> dict:
+def trade_charts(episodes: list[dict], leader: int) -> dict:
     """Means over episodes, by TensorBoard tag."""
-    asked, limits = zip(*(offer for e in episodes for offer in e["offered"]), strict=True)
+    asked, limits = np.take(PRICES, [offer for e in episodes for offer in e["offered"]]).T
     accepted, returns = [a for e in episodes for a in e["accepted"]], np.mean([e["returns"] for e in episodes], 0)
-    fired, hits = (np.sum([e[name] for e in episodes]) for name in ("fired", "hits"))
-    charts = {
-        "leader_return": returns[leader],
-        "follower_return": returns[1 - leader],
-        "price_offered": np.take(PRICES, asked).mean(),
-        "price_limit": np.take(PRICES, limits).mean(),
-        "acceptance_rate": np.mean(accepted),
-        "trades_per_episode": sum(accepted) / len(episodes),
-        "hits_per_shot": hits / max(fired, 1),
-    }
-    return {f"charts/{name}": float(value) for name, value in charts.items()}
+    return {
+        "charts/leader_return": returns[leader],
+        "charts/follower_return": returns[1 - leader],
+        "charts/price_offered": asked.mean(),
+        "charts/price_limit": limits.mean(),
+        "charts/acceptance_rate": np.mean(accepted),
+        "charts/trades_per_episode": sum(accepted) / len(episodes),
+    } | game_charts(episodes)
 
 
 # -------------------------------------------------------------------------------------- evaluation and the equilibrium
-def evaluate(args, gameplay, policies, leader, seed, episodes=None) -> list[dict]:
-    """Episodes of greedy play; the same seed gives the same bullets and starts whatever the policies."""
-    episodes = episodes or args.eval_episodes
-    trading = Trading(args, gameplay, policies, leader, seed)
-    trading.venv.reset()
-    # Every emulator contributes its share, or short episodes, which finish first, would count too often.
-    share = [episodes // args.num_envs + (i < episodes % args.num_envs) for i in range(args.num_envs)]
-    finished = [[] for _ in share]
-    while any(len(f) < k for f, k in zip(finished, share, strict=True)):
-        for episode in trading.step():
-            finished[episode["env"]].append(episode)
-    return [episode for f, k in zip(finished, share, strict=True) for episode in f[:k]]
-
-
-def bullet_values(args, gameplay, leader, seed) -> tuple[list[float], list[float]]:
-    """Mean reward from a bullet (seller, buyer) and standard errors: first nothing is sold, then everything."""
-    values, errors = [], []
-    for player, (price, limit) in ((SELLER, (4, 0)), (BUYER, (0, 4))):
-        episodes = evaluate(args, gameplay, [fixed(price), fixed(limit)], leader, seed)
-        means = np.array([e["hits"][player] / max(e["given"], 1) for e in episodes]) * float(HIT_REWARD[player])
-        values.append(float(means.mean()))
-        errors.append(float(means.std() / len(means) ** 0.5))
-    return values, errors
-
-
 def solve(values: list[float], leader: int) -> tuple[int, float]:
     """Exact optimum on the price grid: the leader's trade action and its gain per bullet.
 
@@ -818,70 +661,74 @@ def solve(values: list[float], leader: int) -> tuple[int, float]:
     return best, gains[best]
 
 
-def best_response_table(args, gameplay, follower, leader, values, seed) -> list[dict]:
-    """For each fixed leader price: share of trades that the follower lets happen, and what the best response is."""
-    table = []
+def bullet_values(trading: Trading) -> tuple[list[float], list[float]]:
+    """Mean reward from a bullet (seller, buyer) and standard errors: first nothing is sold, then everything."""
+    worth = []
+    for player, prices in ((SELLER, (4, 0)), (BUYER, (0, 4))):
+        asks, pays = map(fixed, prices)
+        policies = (asks, pays) if trading.leader == SELLER else (pays, asks)
+        episodes = trading.evaluate(*policies, trading.args.eval_episodes)
+        worth.append([e["hits"][player] / max(e["given"], 1) * float(HIT_REWARD[player]) for e in episodes])
+    return np.mean(worth, 1).tolist(), (np.std(worth, 1) / len(worth[0]) ** 0.5).tolist()
+
+
+def best_response_table(trading: Trading, follower_policy: Policy, values: list[float]) -> list[dict]:
+    """For each fixed leader price: share of trades that the follower lets happen, and of its best responses."""
+    table, leader = [], trading.leader
     for action, price in enumerate(PRICES):
-        policies = ordered(leader, fixed(action), follower)
-        episodes = evaluate(args, gameplay, policies, leader, seed, max(args.eval_episodes // 5, 1))
-        accepted = [a for e in episodes for a in e["accepted"]]
-        answers = [PRICES[o[1 - leader]] for e in episodes for o in e["offered"]]
+        episodes = trading.evaluate(fixed(action), follower_policy, max(trading.args.eval_episodes // 5, 1))
+        sold = np.array([sold for e in episodes for sold in e["accepted"]])
+        answers = np.array([offer[1 - leader] for e in episodes for offer in e["offered"]])
         # A buyer trades if the bullet is worth the price to it; a seller asks the buyer's limit or keeps the bullet.
-        trade = price < values[BUYER] if leader == SELLER else price > values[SELLER]
-        both = zip(accepted, answers, strict=True)
-        best = [sold == trade and (leader == SELLER or not sold or answer == price) for sold, answer in both]
-        row = {"leader_price": price, "trades": len(accepted), "acceptance_rate": float(np.mean(accepted))}
-        table.append(row | {"best_response_trades": trade, "best_response_rate": float(np.mean(best))})
+        trade = bool(price < values[BUYER] if leader == SELLER else price > values[SELLER])
+        best = (sold == trade) & ((leader == SELLER) | ~sold | (answers == action))
+        row = {"leader_price": price, "trades": len(sold), "acceptance_rate": sold.mean()}
+        table.append(row | {"best_response_trades": trade, "best_response_rate": best.mean()})
     return table
 
 
-def report(args, gameplay, traders) -> dict:
+def report(trading: Trading, traders: dict[str, Trader]) -> dict:
     """Evaluates the equilibrium: all that result.json says about it."""
-    leader = (SELLER, BUYER)[args.leader == "buyer"]
-    follower, seed = 1 - leader, (args.seed, 100)
-
-    def play(trader):
-        policies = ordered(leader, greedy(traders["leader"]), greedy(trader))
-        return evaluate(args, gameplay, policies, leader, seed)
-
-    episodes = play(traders["follower"])
-    returns = np.array([e["returns"] for e in episodes])
-    values, errors = bullet_values(args, gameplay, leader, seed)
+    leader, num_bullets, num_episodes = trading.leader, trading.args.num_bullets, trading.args.eval_episodes
+    policies = {stage: greedy(trader) for stage, trader in traders.items()}
+    episodes = trading.evaluate(policies["leader"], policies["follower"], num_episodes)
+    after = trading.evaluate(policies["leader"], policies["verification"], num_episodes)
+    leader_return, follower_return = np.array([e["returns"] for e in episodes]).T[[leader, 1 - leader]]
+    # the same starts and bullets: differences in pairs
+    gain = np.array([e["returns"][1 - leader] for e in after]) - follower_return
+    values, errors = bullet_values(trading)
     best, leader_gain = solve(values, leader)
     played = [PRICES[offer[leader]] for e in episodes for offer in e["offered"]]
     # the follower's best response: to trade or not to trade
     responses = [max(values[BUYER] - x, 0.0) if leader == SELLER else max(x, values[SELLER]) for x in played]
-    fired, hits = (sum(e[name][BUYER] for e in episodes) for name in ("fired", "hits"))
-    received = fired + sum(len(e["bullets"][BUYER]) for e in episodes)
-    result = {
+    fired, hits, held = (sum(e[name][BUYER] for e in episodes) for name in ("fired", "hits", "bullets"))
+    return {
         "episodes": len(episodes),
-        "leader_return": returns[:, leader].mean(),
-        "follower_return": returns[:, follower].mean(),
-        "stackelberg_value": args.num_bullets * leader_gain,
-        "leader_regret": args.num_bullets * leader_gain - returns[:, leader].mean(),
-        "follower_regret": sum(responses) / len(episodes) - returns[:, follower].mean(),
+        "leader_return": leader_return.mean(),
+        "follower_return": follower_return.mean(),
+        "stackelberg_value": num_bullets * leader_gain,
+        "leader_regret": num_bullets * leader_gain - leader_return.mean(),
+        "follower_regret": sum(responses) / len(episodes) - follower_return.mean(),
         "optimal_leader_price": PRICES[best],
         "leader_prices": {str(price): played.count(price) / len(played) for price in PRICES},
-        "acceptance_rate": np.mean([a for e in episodes for a in e["accepted"]]),
+        "acceptance_rate": np.mean([sold for e in episodes for sold in e["accepted"]]),
         "bullet_values": values,
         "bullet_value_errors": errors,
         "buyer_hits_per_shot": hits / fired if fired else None,
-        "buyer_hits_per_bullet": hits / received if received else None,
-        "best_responses": best_response_table(args, gameplay, greedy(traders["follower"]), leader, values, seed),
+        "buyer_hits_per_bullet": hits / (fired + held) if fired + held else None,
+        "best_responses": best_response_table(trading, policies["follower"], values),
+        "verification_gain": gain.mean(),
+        "verification_gain_error": gain.std() / len(gain) ** 0.5,
     }
-    if "verification" in traders:
-        after = np.array([e["returns"] for e in play(traders["verification"])])
-        gain = after[:, follower] - returns[:, follower]  # the same starts and bullets: differences in pairs
-        result |= {"verification_gain": gain.mean(), "verification_gain_error": gain.std() / len(gain) ** 0.5}
-    return result
 
 
 def summary(args, result: dict) -> str:
     """Says in words what the run found. A follower that gains by learning on is no follower of an equilibrium."""
     price, (seller, buyer), share = result["optimal_leader_price"], result["bullet_values"], result["leader_prices"]
-    gain, error = (result.get(f"verification_gain{suffix}", 0.0) for suffix in ("", "_error"))
-    found = min(share[str(price)], result["acceptance_rate"]) >= 0.95 and gain <= 2 * error
-    found = found and all(row["best_response_rate"] >= 0.95 for row in result["best_responses"])
+    gain, error = result["verification_gain"], result["verification_gain_error"]
+    rates = [share[str(price)], result["acceptance_rate"]]
+    rates += [row["best_response_rate"] for row in result["best_responses"]]
+    found = min(rates) >= 0.95 and gain <= 2 * error
     lines = [
         f"{'A' if found else 'NOT a'} Stackelberg equilibrium with the {args.leader} as leader",
         f"  leader's price    {price:.2f}, the optimum, in {share[str(price)]:.0%} of trades",
@@ -891,41 +738,26 @@ def summary(args, result: dict) -> str:
         f"  value of a bullet {seller:.3f} to the seller, {buyer:.3f} to the buyer",
     ]
     for row in result["best_responses"]:
-        best = "to trade" if row["best_response_trades"] else "not to trade"
-        lines.append(
-            f"  fixed price {row['leader_price']:.2f}  the follower trades in {row['acceptance_rate']:.0%}; the best "
-            f"response is {best}, and it is played in {row['best_response_rate']:.0%}"
-        )
-    if "verification_gain" in result:
-        lines.append(f"  verification      learning on, the follower gains {gain:+.3f} +- {error:.3f} per episode")
+        trades, best = f"trades in {row['acceptance_rate']:.0%}", f"best response in {row['best_response_rate']:.0%}"
+        lines.append(f"  fixed price {row['leader_price']:.2f}  the follower {trades}; it is a {best}")
+    lines.append(f"  verification      learning on, the follower gains {gain:+.3f} +- {error:.3f} per episode")
     return "\n".join(lines)
 
 
-def draw_episode(args, gameplay, policies, leader, seed, path) -> None:
-    """Writes one episode as an animated GIF: the game, and beside it bullets, offers and payments."""
-    colour = np.zeros((256, 3), np.uint8)
-    colour[list(COLOURS)] = list(COLOURS.values())
-    trading = Trading(Args(**asdict(args) | {"num_envs": 1, "num_threads": 1}), gameplay, policies, leader, seed)
-    trading.venv.reset()
-    env, frames, durations, names = trading.venv.envs[0], [], [], ("seller", "buyer")
-    while not frames or not trading.step():
-        lines = [f"decision {env.steps}", f"bullets given: {env.given} of {env.num_bullets}", ""]
-        for p, ship in ((SELLER, "green"), (BUYER, "yellow")):
-            lines += [f"{names[p].upper()} ({ship}){' LEADER' * (p == leader)}", f"  bullets {len(env.bullets[p])}"]
-            lines += [f"  hits {env.hits[p]} of {env.fired[p]} shots", f"  return {env.returns[p]:.2f}", ""]
-        for k, ((ask, limit), sold) in enumerate(zip(env.offered, env.accepted, strict=True), start=1):
-            lines.append(f"{k}: asks {PRICES[ask]:.2f}, pays {PRICES[limit]:.2f}: {'sold' if sold else 'kept'}")
-        if env.phase == QUERY:
-            lines.append(f"{len(env.offered) + 1}: query: what does the {names[leader]} commit to?")
-        if env.phase == TRADE:
-            lines.append(f"{len(env.offered) + 1}: {names[leader]} commits to {PRICES[env.committed]:.2f}")
-        lines += ["", f"payments: {env.paid:.2f}"]
-        screen = Image.fromarray(colour[np.maximum(*env.screens)].reshape(210, 160, 3))
-        frame = Image.new("RGB", (520, 420))
-        frame.paste(screen.resize((320, 420), Image.Resampling.NEAREST), (0, 0))
-        ImageDraw.Draw(frame).multiline_text((330, 20), "\n".join(lines), fill=(230, 230, 230), spacing=6)
-        frames.append(frame.quantize(32))
-        durations.append(70 if env.phase == GAME else 900)
+def write_video(trading: Trading, leader_policy: Policy, follower_policy: Policy, path: str) -> None:
+    """Writes one episode as an animated GIF; it halts at queries and trades."""
+    env, frames, durations = trading.emulators.envs[0], [], []
+
+    def draw(duration):
+        frames.append(Image.fromarray(env.render()).quantize(32))
+        durations.append(duration)
+
+    def act(*seen):
+        draw(70 if env.phase == GAME else 900)
+        return trading.act(leader_policy, follower_policy, None, *seen)
+
+    trading.emulators.play(act, episode_seeds(trading.args, "evaluation", 1))
+    draw(2000)
     animation = {"format": "GIF", "save_all": True, "append_images": frames[1:], "duration": durations, "loop": 0}
     write_atomically(path, lambda temporary: frames[0].save(temporary, **animation))
 
@@ -956,18 +788,18 @@ def check_args(args: Args) -> None:
     if not re.fullmatch(r"[\w.-]+", args.exp_name):
         fail(f"--exp-name is part of a folder's name: use letters, digits, '_', '-' and '.', not {args.exp_name!r}")
     if ALEInterface is None:
-        fail("the two-player emulator is missing: pip install multi-agent-ale-py==0.1.12")
-    if rom_path() is None:
-        fail("the ROM of Space Invaders is missing; ale-py ships it: pip install ale-py==0.12.1")
-    counts = "num_envs num_bullets max_steps num_steps update_epochs minibatch_size batch_episodes trade_epochs "
-    counts += "eval_episodes checkpoint_interval gameplay_timesteps follower_timesteps total_timesteps"
-    limits = dict.fromkeys(counts.split(), (1, 1e12))
-    limits |= dict.fromkeys("num_threads verification_timesteps seed ent_coef vf_coef".split(), (0, 1e12))
-    limits |= dict.fromkeys("gameplay_learning_rate learning_rate clip_coef max_grad_norm".split(), (1e-12, 1e12))
-    limits |= dict.fromkeys("gamma gae_lambda".split(), (0, 1))
-    for name, (low, high) in limits.items():
-        if not low <= getattr(args, name) <= high:
-            fail(f"--{name.replace('_', '-')} must be from {low:g} to {high:g}, not {getattr(args, name)}")
+        fail("an emulator is missing: pip install multi-agent-ale-py==0.1.12 ale-py==0.12.1")
+    try:
+        get_rom_path("space_invaders").stat()
+    except (OSError, AttributeError):
+        fail("the ROM of Space Invaders is missing; ale-py ships it: pip install --force-reinstall ale-py==0.12.1")
+    zero_too = "seed num_threads gameplay_ent_coef ent_coef vf_coef gamma gae_lambda".split()
+    for name, value in asdict(args).items():
+        if type(value) in (int, float):
+            low = 0 if name in zero_too else 1 if type(value) is int else 1e-12
+            high = 1 if name in ("gamma", "gae_lambda") else 1e12
+            if not low <= value <= high:
+                fail(f"--{name.replace('_', '-')} must be from {low:g} to {high:g}, not {value}")
     if args.total_timesteps <= args.follower_timesteps and args.stage in ("trade", "all"):
         fail("--total-timesteps must exceed --follower-timesteps: the leader learns in what is left")
     if not 1 <= args.bullet_interval[0] <= args.bullet_interval[1]:
@@ -982,23 +814,17 @@ def check_args(args: Args) -> None:
         fail("--stage evaluate needs --trade-checkpoint")
 
 
-def load(path: str | Path, what: str) -> dict:
-    """Loads a file that this script wrote. Exits with 2 if it is none."""
+def load(path: str, what: str, modules: dict[str, nn.Module], *keys: str) -> dict:
+    """Loads a file of this script that has these keys, and weights in it into modules. Exits with 2 on any other."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        return state if isinstance(state, dict) else fail(f"{what} {path} holds something else")
+        for name, module in modules.items():
+            module.load_state_dict(state[name])
+        return {key: state[key] for key in keys}
     except OSError as error:
         fail(f"{what} {path}: {error.strerror or error}")
     except Exception:  # torch.load raises whatever a foreign file makes it trip over
-        fail(f"{what} {path} cannot be read: this script did not write it, or it is damaged")
-
-
-def load_weights(module: nn.Module, weights: dict, what: str) -> None:
-    """Loads weights of any precision. Exits with 2 if they have other shapes."""
-    try:
-        module.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
-    except (RuntimeError, AttributeError):
-        fail(f"{what} has other shapes than this script's networks; make one with --stage gameplay or --save-model")
+        fail(f"{what} {path} is not from this script, or has networks of other shapes; train it again")
 
 
 def write_atomically(path: str, write: Callable[[str], object]) -> None:
@@ -1007,27 +833,15 @@ def write_atomically(path: str, write: Callable[[str], object]) -> None:
     os.replace(path + ".tmp", path)
 
 
-def half(module: nn.Module) -> dict:
-    """Weights as float16, for small files."""
-    return {name: tensor.half().cpu() for name, tensor in module.state_dict().items()}
-
-
-def digest(module: nn.Module) -> float:
-    """A number that tells one gameplay network from another."""
-    return round(sum(tensor.double().abs().sum().item() for tensor in module.state_dict().values()), 3)
-
-
 # ------------------------------------------------------------------------------------------------------------- the run
 class Run:
     """The run's folder: logs, and checkpoint.pt, from which `--resume` continues."""
 
-    def __init__(self, args: Args, state: dict | None = None, path: str | None = None):
-        self.args, self.state = args, state
-        self.path = path or self._make_folder()
-        if state is None:
-            self.state = {"args": asdict(args), "finished": {}, "global_step": 0, "seconds": 0.0, "curve": []}
-        self.global_step = self.first_step = self.state["global_step"]
-        self.device, self.start_time = torch.device("cuda" if args.cuda else "cpu"), time.time()
+    def __init__(self, args: Args, state: dict | None = None):
+        self.args, self.path, self.start_time = args, args.resume or make_folder(args), time.time()
+        self.device = torch.device("cuda" if args.cuda else "cpu")
+        self.state = state or {"stages": {}, "global_step": 0, "seconds": 0.0, "curve": []}
+        self.first_step = self.state["global_step"]
         if args.track:
             import wandb
 
@@ -1039,157 +853,148 @@ class Run:
                 if state is None:
                     shutil.rmtree(self.path)
                 fail(f"--track: {' '.join(str(error).split())}")
-        self.writer = SummaryWriter(self.path, purge_step=None if state is None else self.global_step + 1)
+        self.writer = SummaryWriter(self.path, purge_step=self.first_step + 1 if state else None)
         if state is None:
             rows = "\n".join(f"|{flag}|{value}|" for flag, value in asdict(args).items())
             self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
-            self.save(None, None)
-
-    def _make_folder(self) -> str:
-        name = f"space_invaders_trade__{self.args.exp_name}__{self.args.seed}__"
-        for second in itertools.count(int(time.time())):  # the same run, started twice in one second, needs two names
-            path = os.path.join(self.args.run_dir, f"{name}{second}")
-            try:
-                os.makedirs(path)
-                return path
-            except FileExistsError:
-                continue
-            except OSError as error:
-                fail(f"--run-dir {self.args.run_dir}: cannot make a folder in it: {error.strerror}")
+            self.save()
 
     def seconds(self) -> float:
+        """Since the run was started, pauses excepted."""
         return self.state["seconds"] + time.time() - self.start_time
 
-    def progress_bar(self, stage: str, total: int, done: int) -> tqdm:
-        return tqdm(total=total, initial=done, desc=stage, unit="step", disable=not sys.stderr.isatty())
+    def save(self) -> None:
+        """Writes the checkpoint."""
+        state = self.state | {"args": asdict(self.args), "seconds": self.seconds()}
+        write_atomically(os.path.join(self.path, "checkpoint.pt"), lambda path: torch.save(state, path))
 
-    def log(self, scalars: dict[str, float]) -> None:
-        sps = (self.global_step - self.first_step) / (time.time() - self.start_time)
-        for tag, scalar in (scalars | {"charts/SPS": sps}).items():
-            self.writer.add_scalar(tag, scalar, self.global_step)
+    def learn(self, stage: str, module: nn.Module, learning_rate: float, timesteps: int, update: Callable) -> None:
+        """The loop of every stage. All that it needs to go on after an interruption is in the checkpoint.
 
-    def begin(self, stage: str, index: int) -> dict | None:
-        """Every stage starts from a seed of its own. Returns the stage's result if it is finished already."""
-        torch.manual_seed(1000 * self.args.seed + index)
-        return self.state["finished"].get(stage)
-
-    def restore(self, stage: str) -> dict | None:
-        """What the stage saved last, with the random state of that moment; None if it has saved nothing."""
-        if self.state.get("stage") != stage:
-            return None
-        torch.set_rng_state(self.state["torch_rng"])
-        return self.state["progress"]
-
-    def save(self, stage: str | None, progress: dict | None) -> None:
-        changes = {"stage": stage, "progress": progress, "torch_rng": torch.get_rng_state()}
-        changes |= {"global_step": self.global_step, "seconds": self.seconds()}
-        write_atomically(os.path.join(self.path, "checkpoint.pt"), lambda path: torch.save(self.state | changes, path))
-
-    def finish(self, stage: str, result: dict) -> dict:
-        self.state["finished"][stage] = result
-        self.save(None, None)
-        return result
-
-
-def run_gameplay(args: Args, run: Run) -> tuple[Gameplay, dict]:
-    """Stage 1. The weights are rounded to float16, as they are in a checkpoint's file."""
-    finished = run.begin("gameplay", 1)
-    gameplay = Gameplay().to(run.device, memory_format=torch.channels_last)
-    if finished is None:
-        statistics = train_gameplay(args, run, gameplay)
-        finished = run.finish("gameplay", {"weights": half(gameplay), "statistics": statistics})
-    load_weights(gameplay, finished["weights"], "the gameplay network")
-    return gameplay, finished["statistics"]
-
-
-def run_trades(args: Args, run: Run, gameplay: Gameplay, leader: int) -> dict[str, Trader]:
-    """Stages 2 and 3, and the verification, in which the follower learns on: networks by stage."""
-    traders, timesteps = {}, args.total_timesteps - args.follower_timesteps
-    plan = [("follower", args.follower_timesteps), ("leader", timesteps), ("verification", args.verification_timesteps)]
-    for index, (stage, timesteps) in enumerate(plan, start=2):
-        if timesteps == 0:
-            continue
-        finished = run.begin(stage, index)
-        trader = traders[stage] = Trader().to(run.device)
-        if finished is None:
-            opponent = random_leader
+        `update(optimizer, seeds, left)` plays an episode for each seed and learns from them; it returns environment
+        steps and TensorBoard tags. `left`, the share of the stage to come, scales learning rate and entropy bonus.
+        """
+        optimizer, state = torch.optim.Adam(module.parameters(), lr=learning_rate, eps=1e-5), self.state
+        done, weights, moments = state["stages"].get(stage, (0, None, None))
+        if done:
+            module.load_state_dict(weights)
+            optimizer.load_state_dict(moments)
+        bar = tqdm(total=timesteps, initial=done, desc=stage, unit="step", disable=not sys.stderr.isatty())
+        while done < timesteps:
+            left = max(1 - done / timesteps, 0.05)
+            optimizer.param_groups[0]["lr"] = learning_rate * left
+            steps, scalars = update(optimizer, episode_seeds(self.args, stage, self.args.num_envs, done), left)
+            done += steps
+            bar.update(steps)
+            state["global_step"] += steps
+            scalars["charts/SPS"] = (state["global_step"] - self.first_step) / (time.time() - self.start_time)
+            for tag, scalar in scalars.items():
+                self.writer.add_scalar(tag, scalar, state["global_step"])
             if stage == "leader":
-                opponent = greedy(traders["follower"])
-            elif stage == "verification":
-                opponent = greedy(traders["leader"])
-                trader.load_state_dict(traders["follower"].state_dict())
-            learner = leader if stage == "leader" else 1 - leader
-            train_trader(args, run, stage, gameplay, trader, learner, opponent, leader, timesteps, (args.seed, index))
-            finished = run.finish(stage, trader.state_dict())
-        trader.load_state_dict(finished)
-    return traders
+                state["curve"].append([state["global_step"], float(scalars["charts/leader_return"])])
+            state["stages"][stage] = done, module.state_dict(), optimizer.state_dict()
+            self.save()
+        bar.close()
+
+    def finish(self, result: dict, model: dict) -> None:
+        """Writes what was found and, if asked, trained; what was only for `--resume` goes."""
+        if self.args.save_model or self.args.stage == "gameplay":
+            write_atomically(os.path.join(self.path, "model.pt"), lambda path: torch.save(model, path))
+        self.writer.close()
+        if self.args.track:
+            import wandb
+
+            wandb.finish()
+        steps, seconds, result_path = self.state["global_step"], self.seconds(), os.path.join(self.path, "result.json")
+        result |= {"global_step": steps, "wall_seconds": seconds, "steps_per_second": steps / seconds}
+        text = json.dumps(result, indent=1, default=float) + "\n"
+        write_atomically(result_path, lambda path: Path(path).write_text(text))
+        os.remove(os.path.join(self.path, "checkpoint.pt"))
+        print(f"  {steps:,} steps in {seconds:.0f} s\n  curves            tensorboard --logdir {self.args.run_dir}")
+        print(f"  result            {result_path}")
+
+
+def make_folder(args: Args) -> str:
+    """Makes the run's folder. Exits with 2 if that cannot be done."""
+    for second in itertools.count(int(time.time())):  # the same run, started twice in one second, needs two names
+        path = os.path.join(args.run_dir, f"space_invaders_trade__{args.exp_name}__{args.seed}__{second}")
+        try:
+            os.makedirs(path)
+            return path
+        except FileExistsError:
+            continue
+        except OSError as error:
+            fail(f"--run-dir {args.run_dir}: cannot make a folder in it: {error.strerror}")
+
+
+def interrupted_run(args: Args) -> tuple[Args, dict]:
+    """Flags and state of the run to resume. Exits with 2 if there is none."""
+    changed = [f.name for f in fields(Args) if f.name != "resume" and getattr(args, f.name) != f.default]
+    if changed:
+        fail(f"--resume continues with the run's own flags: drop --{changed[0].replace('_', '-')}")
+    if os.path.isfile(os.path.join(args.resume, "result.json")):
+        fail(f"the run in {args.resume} is finished: there is nothing to resume")
+    keys = "args", "stages", "global_step", "seconds", "curve"
+    state = load(os.path.join(args.resume, "checkpoint.pt"), "checkpoint", {}, *keys)
+    return Args(**state.pop("args") | {"resume": args.resume}), state
 
 
 def main(args: Args) -> dict:
     """Runs the stages; returns what it writes to result.json. Exits with 2, nothing written, on wrong flags."""
-    state, path, gameplay, traders = None, args.resume, Gameplay(), None
-    if path is not None:
-        changed = [f.name for f in fields(Args) if f.name != "resume" and getattr(args, f.name) != f.default]
-        if changed:
-            fail(f"--resume continues with the run's own flags: drop --{changed[0].replace('_', '-')}")
-        if os.path.isfile(os.path.join(path, "result.json")):
-            fail(f"the run in {path} is finished: there is nothing to resume")
-        state = load(os.path.join(path, "checkpoint.pt"), "checkpoint")
-        if "finished" not in state:
-            fail(f"{path} holds no run of this script")
-        args = Args(**state["args"])
+    args, state = (args, None) if args.resume is None else interrupted_run(args)
     check_args(args)
     args.num_threads = args.num_threads or min(os.cpu_count() or 1, 8)
     torch.backends.cudnn.deterministic = args.torch_deterministic
     torch.set_num_threads(1)  # the emulators' threads need the cores; a thread pool beside them is slower
+    torch.manual_seed(args.seed)
+    gameplay, traders = Gameplay(), {stage: Trader() for stage in STAGES[1:4]}
     if args.stage in ("trade", "evaluate"):
-        weights = load(args.gameplay_checkpoint, "gameplay checkpoint").get("gameplay", {})
-        load_weights(gameplay, weights, f"gameplay checkpoint {args.gameplay_checkpoint}")
+        load(args.gameplay_checkpoint, "--gameplay-checkpoint", {"gameplay": gameplay})
     if args.stage == "evaluate":
-        trained = load(args.trade_checkpoint, "trade checkpoint")
-        if not {"leader", "traders", "gameplay_digest"} <= set(trained):
-            fail(f"trade checkpoint {args.trade_checkpoint} is not a model.pt of this script's trade stages")
-        if trained["gameplay_digest"] != digest(gameplay):
-            fail("the trade checkpoint was trained with another gameplay network than --gameplay-checkpoint")
-        args.leader, traders = trained["leader"], {role: Trader() for role in trained["traders"]}
-        for role, trader in traders.items():
-            load_weights(trader, trained["traders"][role], f"trade checkpoint {args.trade_checkpoint}")
+        trained = load(args.trade_checkpoint, "--trade-checkpoint", traders, "who_leads", "gameplay_bias")
+        if not torch.equal(trained["gameplay_bias"], gameplay.actor.bias):
+            fail("--trade-checkpoint was trained with another gameplay network than --gameplay-checkpoint")
+        args.leader = trained["who_leads"]
 
-    run, leader = Run(args, state, path), (SELLER, BUYER)[args.leader == "buyer"]
-    result = {"script": os.path.basename(__file__), "env_id": "space_invaders_trade", "seed": args.seed}
-    result["args"] = asdict(args)
+    run = Run(args, state)
+    for module in (gameplay, *traders.values()):
+        module.to(run.device)
     if args.stage in ("gameplay", "all"):
-        gameplay, result["gameplay"] = run_gameplay(args, run)
-        statistics = ", ".join(f"{name} {value:.3f}" for name, value in result["gameplay"].items())
-        print(f"gameplay, sampled actions, last 100 episodes: {statistics}")
-    gameplay = gameplay.to(run.device, memory_format=torch.contiguous_format).requires_grad_(False)
-    model = {"gameplay": half(gameplay)} if args.stage in ("gameplay", "all") else {}
-    if args.stage != "gameplay":
-        traders = traders or run_trades(args, run, gameplay, leader)
-        traders = {role: trader.to(run.device).requires_grad_(False) for role, trader in traders.items()}
-        result |= report(args, gameplay, traders) | {"curve": run.state["curve"]}
-        for tag in ("leader_return", "follower_return", "stackelberg_value", "leader_regret", "follower_regret"):
-            run.writer.add_scalar(f"eval/{tag}", result[tag], run.global_step)
-        model |= {"leader": args.leader, "gameplay_digest": digest(gameplay)}
-        model["traders"] = {role: trader.state_dict() for role, trader in traders.items()}
-        if args.capture_video:
-            policies = ordered(leader, greedy(traders["leader"]), greedy(traders["follower"]))
-            draw_episode(args, gameplay, policies, leader, (args.seed, 200), os.path.join(run.path, "episode.gif"))
-        print(summary(args, result))
-    if args.save_model or args.stage == "gameplay":
-        write_atomically(os.path.join(run.path, "model.pt"), lambda file: torch.save(model, file))
-    run.writer.close()
-    if args.track:
-        import wandb
+        # Bullets come faster and later in the game than in the trades, so that more is learned per decision.
+        emulators = Emulators(args, bullet_interval=(4, 24), max_start=400)
+        update = partial(update_gameplay, args, gameplay, emulators)
+        run.learn("gameplay", gameplay, args.gameplay_learning_rate, args.gameplay_timesteps, update)
+    leader = ("seller", "buyer").index(args.leader)
+    trading = Trading(args, gameplay.eval().requires_grad_(False), leader)
+    if args.stage in ("trade", "all"):
 
-        wandb.finish()
-    steps, seconds = run.global_step, run.seconds()
-    result |= {"global_step": steps, "wall_seconds": seconds, "steps_per_second": steps / seconds}
-    text, result_path = json.dumps(result, indent=1, default=float) + "\n", os.path.join(run.path, "result.json")
-    write_atomically(result_path, lambda file: Path(file).write_text(text))
-    os.remove(os.path.join(run.path, "checkpoint.pt"))
-    print(f"  {steps:,} steps in {seconds:.0f} s\n  curves            tensorboard --logdir {args.run_dir}")
-    print(f"  result            {result_path}")
+        def learn(stage, learner, opponent, timesteps):
+            update = partial(update_trader, args, traders[stage], trading, learner, opponent)
+            run.learn(stage, traders[stage], args.learning_rate, timesteps, update)
+
+        learn("follower", 1 - leader, random_leader, args.follower_timesteps)
+        learn("leader", leader, greedy(traders["follower"]), args.total_timesteps - args.follower_timesteps)
+        traders["verification"].load_state_dict(traders["follower"].state_dict())
+        learn("verification", 1 - leader, greedy(traders["leader"]), args.verification_timesteps)
+
+    names = {"script": os.path.basename(__file__), "env_id": "space_invaders_trade", "seed": args.seed}
+    result = names | {"args": asdict(args)}
+    model = {"gameplay": gameplay.state_dict()} if args.stage in ("gameplay", "all") else {}
+    if args.stage == "gameplay":
+        values, errors = bullet_values(trading)
+        result |= {"bullet_values": values, "bullet_value_errors": errors}
+        print(f"a bullet is worth {values[SELLER]:.3f} to the seller and {values[BUYER]:.3f} to the buyer")
+    else:
+        result |= report(trading, traders) | {"curve": run.state["curve"]}
+        for tag in ("leader_return", "follower_return", "stackelberg_value", "leader_regret", "follower_regret"):
+            run.writer.add_scalar(f"eval/{tag}", result[tag], run.state["global_step"])
+        model |= {"who_leads": args.leader, "gameplay_bias": gameplay.actor.bias.cpu()}
+        model |= {stage: trader.state_dict() for stage, trader in traders.items()}
+        if args.capture_video:
+            policies = greedy(traders["leader"]), greedy(traders["follower"])
+            write_video(trading, *policies, os.path.join(run.path, "episode.gif"))
+        print(summary(args, result))
+    run.finish(result, model)
     return result
 
 

@@ -4,42 +4,20 @@ python benchmark/atari_throughput.py [--threads 2] [--seconds 20]
 """
 
 import argparse
-import contextlib
 import importlib.util
+import itertools
 import os
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 SCRIPT = Path(__file__).resolve().parent.parent / "stackelberg_ppo_atari_trade.py"
-
-
-class Silent:
-    """Stands in for a run's folder: counts steps, and stops the training loop when the time is over."""
-
-    def __init__(self, seconds: float):
-        self.global_step, self.start, self.seconds, self.device = 0, time.time(), seconds, torch.device("cpu")
-
-    def restore(self, stage):
-        return None
-
-    def progress_bar(self, stage, total, done):
-        self.start = time.time()  # the emulators have been made
-        return self
-
-    def update(self, steps):
-        pass
-
-    def save(self, stage, progress):
-        pass
-
-    def log(self, scalars):
-        if time.time() - self.start > self.seconds:
-            raise TimeoutError
+FRAMES = 1000  # of each bare emulator per turn
 
 
 def main() -> None:
@@ -52,62 +30,70 @@ def main() -> None:
     atari = importlib.util.module_from_spec(spec)
     sys.modules["atari_trade"] = atari
     spec.loader.exec_module(atari)
-    args = atari.Args(num_envs=options.envs, num_threads=options.threads, checkpoint_interval=10**9)
     torch.set_num_threads(1)
-    gameplay = atari.Gameplay().requires_grad_(False)
-    weights = torch.load(args.gameplay_checkpoint, weights_only=True)["gameplay"]
-    atari.load_weights(gameplay, weights, args.gameplay_checkpoint)
-
-    rng = np.random.default_rng(0)
-    bare_venv, venv = (atari.VectorTradeEnv(args, seed=(0, 0), leader=atari.SELLER) for _ in range(2))
-    trading = atari.Trading(args, gameplay, [atari.Trader(), atari.fixed(3)], atari.BUYER, (0, 0), learner=atari.SELLER)
-    for v in (bare_venv, venv, trading.venv):
-        v.reset()
-
-    for env in bare_venv.envs:
+    args = atari.Args(num_envs=options.envs, num_threads=options.threads)
+    gameplay, agent, trader = atari.Gameplay(), atari.Gameplay(), atari.Trader()
+    atari.load(args.gameplay_checkpoint, "--gameplay-checkpoint", {"gameplay": gameplay})
+    agent.load_state_dict(gameplay.state_dict())
+    trading = atari.Trading(args, gameplay.eval().requires_grad_(False), atari.SELLER)
+    game = atari.Emulators(args, bullet_interval=(4, 24), max_start=400)
+    rng, turn = np.random.default_rng(0), itertools.count()
+    bare = [atari.TradeEnv() for _ in range(options.envs)]
+    for env in bare:
+        env.reset(seed=0)
         env.buttons[:] = rng.choice((0, 3, 4), 2)
 
-    def bare_chunk(chunk):
-        """Four frames of each emulator, called as fast as Python can: no RAM is read, no image made."""
-        for env in bare_venv.envs[chunk]:
-            for _ in range(4):
-                atari.ale_lib.actMulti(env.ale.obj, *env.addresses[:2])
+    def run_frames(env):
+        """Frames of an emulator, called as fast as Python can: no RAM is read, no image made."""
+        for _ in range(FRAMES):
+            atari.ale_lib.actMulti(env.ale.obj, *env.addresses[:2])
             if env.ale.game_over():
                 env.ale.reset_game()
 
-    def bare():
-        list(bare_venv.pool.map(bare_chunk, bare_venv.chunks))
+    def random_play(image, economy, phase, generators):
+        actions = torch.stack([torch.randint(n, (len(phase), 2)) for n in (6, 5)], 2)
+        return actions, [None] * len(phase)
+
+    def emulators_alone():
+        list(game.pool.map(run_frames, bare))
+        return FRAMES / atari.FRAME_SKIP * options.envs
 
     def environment():
-        game, trade = rng.integers(0, 6, (options.envs, 2)), rng.integers(0, 5, (options.envs, 2))
-        venv.step(np.stack([game, trade], -1))
+        return total_length(trading.emulators.play(random_play, seeds()))
 
-    def rate(step) -> float:
-        calls, start = 0, time.time()
-        while time.time() - start < 1.0:
-            step()
-            calls += 1
-        return calls * options.envs / (time.time() - start)
+    def rollout():
+        act = partial(trading.act, atari.random_leader, trader, atari.BUYER)
+        return total_length(trading.emulators.play(act, seeds()))
 
-    # Taken in turns, a second each, so that another load on the machine meets all three alike.
-    turns = [[rate(step) for step in (bare, environment, trading.step)] for _ in range(round(options.seconds))]
-    bare_rate, environment_rate, rollout_rate = map(statistics.median, zip(*turns, strict=True))
+    def total_length(episodes):
+        return sum(episode["length"] for episode in episodes)
 
-    def training(train, *arguments) -> float:
-        silent = Silent(options.seconds)
-        with contextlib.suppress(TimeoutError):
-            train(args, silent, *arguments)
-        return silent.global_step / (time.time() - silent.start)
+    def seeds():
+        return atari.episode_seeds(args, "evaluation", options.envs, next(turn))
 
-    trader, seller, buyer = atari.Trader(), atari.SELLER, atari.BUYER
-    policy = atari.random_leader
-    trades = training(atari.train_trader, "follower", gameplay, trader, buyer, policy, seller, 10**9, (0, 0))
-    game = training(atari.train_gameplay, atari.Gameplay().to(memory_format=torch.channels_last))
+    def training(module, update):
+        optimizer = torch.optim.Adam(module.parameters(), lr=1e-5)
+        return lambda: update(optimizer, seeds(), 1.0)[0]
+
+    update_trader = partial(atari.update_trader, args, trader, trading, atari.BUYER, atari.random_leader)
+    loops = {
+        "emulators alone": emulators_alone,
+        "environment, random play": environment,
+        "rollout of the trades": rollout,
+        "trade training loop": training(trader, update_trader),
+        "gameplay training loop": training(agent, partial(atari.update_gameplay, args, agent, game)),
+    }
+    rates, start = {name: [] for name in loops}, time.time()
+    # Taken in turns, so that another load on the machine meets all alike.
+    while time.time() - start < options.seconds * len(loops):
+        for name, loop in loops.items():
+            begun = time.time()
+            rates[name].append(loop() / (time.time() - begun))
     print(f"{options.envs} emulators, {options.threads} threads; environment steps (decisions of 4 frames) per second:")
-    rates = {"emulators alone": bare_rate, "environment, random play": environment_rate}
-    rates |= {"rollout of the trades": rollout_rate, "trade training loop": trades, "gameplay training loop": game}
-    for name, value in rates.items():
-        print(f"  {name:<26} {value:8,.0f}  {value / bare_rate:.0%}")
+    alone = statistics.median(rates["emulators alone"])
+    for name, values in rates.items():
+        value = statistics.median(values)
+        print(f"  {name:<26} {value:8,.0f}  {value / alone:.0%}")
 
 
 if __name__ == "__main__":

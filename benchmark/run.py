@@ -77,7 +77,7 @@ SECONDS |= {
     "leader_reward_during_learning": 3,
     "continuous_follower": 3,
 }
-SECONDS |= {"stackelberg_ppo_atari_trade": 210}
+SECONDS |= {"stackelberg_ppo_atari_trade": 150}
 
 # script: flags of the small version
 QUICK_META_RL = {"follower_timesteps": 5250, "total_timesteps": 10_000, "verification_iterations": 1}
@@ -95,7 +95,6 @@ QUICK = {
     "continuous_follower": {"total_timesteps": 5500},
     "stackelberg_ppo_atari_trade": {
         "num_envs": 1,
-        "batch_episodes": 1,
         "follower_timesteps": 200,
         "total_timesteps": 500,
         "verification_timesteps": 50,
@@ -349,6 +348,15 @@ COLUMNS |= dict.fromkeys(
     (*COLUMNS["fig1"], "steps_to_converge", "steps_to_0.1", "wall_seconds", "steps_per_second"),
 )
 COLUMNS["theorem2"] = ("o_D_cooperate", "tit_for_tat", "diverged", "return_0")
+COLUMNS["fig2"] += ("episodes", "optimal_leader_price", "share_at_optimum", "acceptance_rate")
+COLUMNS["fig2"] += (
+    "seller_bullet_value",
+    "seller_bullet_value_error",
+    "buyer_bullet_value",
+    "buyer_bullet_value_error",
+)
+COLUMNS["fig2"] += ("buyer_hits_per_shot", "buyer_hits_per_bullet", "best_responses_at_5_prices", "verification_gain")
+COLUMNS["fig2"] += ("verification_gain_error", "global_step", "wall_seconds")
 
 
 # Where the leader with its probabilities is drawn beside the greedy one: in training, which is the paper's measure of
@@ -393,6 +401,17 @@ def trade_curve(folder: Path, leader: str, steps: list[int]) -> list[dict]:
     return [{"step": int(b[0, -1]), **dict(zip(columns, b[1:].mean(1).tolist(), strict=True))} for b in blocks]
 
 
+def trade_columns(result: dict) -> dict:
+    """Returns what an Atari run's result holds in lists and tables, by column."""
+    columns = {"share_at_optimum": result["leader_prices"][str(result["optimal_leader_price"])]}
+    for player, value, error in zip(
+        ("seller", "buyer"), result["bullet_values"], result["bullet_value_errors"], strict=True
+    ):
+        columns |= {f"{player}_bullet_value": value, f"{player}_bullet_value_error": error}
+    columns["best_responses_at_5_prices"] = sum(row["best_response_rate"] == 1 for row in result["best_responses"])
+    return columns
+
+
 def rows_of(figure: str, runs: list[Run], run_dir: str) -> tuple[list[dict], list[dict]]:
     """Reads the results of the finished runs; returns the rows of the figure's two CSVs: one for each point of a curve
     (script, game, seed, step, return, regret, ...), and one for each run."""
@@ -412,6 +431,8 @@ def rows_of(figure: str, runs: list[Run], run_dir: str) -> tuple[list[dict], lis
                     q_init, step = found["q_init"], found["learning_rate"]
                     found["start"] = f"steps of {step:g}" if q_init is None else f"Q from {q_init:g}"
                 labels = {label: found[label] for label in (*LABELS[figure], "seed")}
+                if figure == "fig2":
+                    found |= trade_columns(found)
                 if "steps_to_converge" in found:
                     found["steps_to_0.1"] = steps_to_stay(found["curve"], found["stackelberg_value"], 0.1)
                 ends.append(labels | {column: found[column] for column in COLUMNS[figure]})

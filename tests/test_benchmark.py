@@ -401,11 +401,21 @@ def test_an_atari_runs_curve_comes_from_its_tensorboard(tmp_path):
             writer.add_scalar(f"charts/{tag}", value, step)
     writer.close()
     result = {"script": "stackelberg_ppo_atari_trade.py", "seed": 1, "args": {"leader": "buyer"}}
-    result |= {"leader_return": 1.0, "stackelberg_value": 2.0, "leader_regret": 1.0, "follower_regret": 0.0}
+    known = set(benchmark.COLUMNS["fig2"]) - {"share_at_optimum", "best_responses_at_5_prices"}
+    result |= {column: float(k) for k, column in enumerate(sorted(known))} | {"optimal_leader_price": 0.25}
+    lists = {"leader_prices": {"0.25": 0.9, "0.5": 0.1}, "bullet_values": [0.1, 0.98]}
+    lists |= {
+        "bullet_value_errors": [0.01, 0.02],
+        "best_responses": [{"best_response_rate": 1 - k / 9} for k in range(5)],
+    }
+    result |= lists
     (folder / "result.json").write_text(json.dumps(result | {"curve": [[30, 30.0], [40, 40.0]]}))
     runs = [benchmark.Run("stackelberg_ppo_atari_trade", {"leader": "buyer"})]
     points, ends = benchmark.rows_of("fig2", runs, str(tmp_path))
     columns = ["leader", "seed", "step", "price", "acceptance", "leader_return", "follower_return"]
     assert list(points[0]) == columns and [point["step"] for point in points] == [30, 40]
     assert [point["price"] for point in points] == pytest.approx([0.3, 0.4]) and points[1]["follower_return"] == -40
-    assert ends == [{"leader": "buyer", "seed": 1, **{k: result[k] for k in benchmark.COLUMNS["fig2"]}}]
+    expected = result | {"share_at_optimum": 0.9, "best_responses_at_5_prices": 1}
+    expected |= {"seller_bullet_value": 0.1, "seller_bullet_value_error": 0.01}
+    expected |= {"buyer_bullet_value": 0.98, "buyer_bullet_value_error": 0.02}
+    assert ends == [{"leader": "buyer", "seed": 1, **{k: expected[k] for k in benchmark.COLUMNS["fig2"]}}]

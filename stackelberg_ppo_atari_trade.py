@@ -149,6 +149,8 @@ IMAGE_SHAPE = (4, 45, 80)  # the last four decisions, 180 x 160 pixels in blocks
 ECONOMY_SIZE, GAME_ECONOMY_SIZE = 10, 3  # the first three matter to the game
 EPISODE = ("length", "steps", "given", "bullets", "fired", "hits", "landed", "offered", "accepted", "returns")
 STAGES = ("gameplay", "follower", "leader", "verification", "evaluation")
+# In stage 1 bullets come faster and later in the game than in the trades, so that more is learned per decision.
+GAMEPLAY_EPISODES = {"bullet_interval": (4, 24), "max_start": 400}
 
 # RAM addresses. A missile's slot says nothing about its shooter: a new missile is at y = 85 for one frame, at its
 # shooter's x + 5; an empty slot has y = 246.
@@ -960,9 +962,7 @@ def main(args: Args) -> dict:
     for module in (gameplay, *traders.values()):
         module.to(run.device)
     if args.stage in ("gameplay", "all"):
-        # Bullets come faster and later in the game than in the trades, so that more is learned per decision.
-        emulators = Emulators(args, bullet_interval=(4, 24), max_start=400)
-        update = partial(update_gameplay, args, gameplay, emulators)
+        update = partial(update_gameplay, args, gameplay, Emulators(args, **GAMEPLAY_EPISODES))
         run.learn("gameplay", gameplay, args.gameplay_learning_rate, args.gameplay_timesteps, update)
     leader = ("seller", "buyer").index(args.leader)
     trading = Trading(args, gameplay.eval().requires_grad_(False), leader)

@@ -36,7 +36,7 @@ def main() -> None:
     atari.load(args.gameplay_checkpoint, "--gameplay-checkpoint", {"gameplay": gameplay})
     agent.load_state_dict(gameplay.state_dict())
     trading = atari.Trading(args, gameplay.eval().requires_grad_(False), atari.SELLER)
-    game = atari.Emulators(args, bullet_interval=(4, 24), max_start=400)
+    game = atari.Emulators(args, **atari.GAMEPLAY_EPISODES)
     rng, turn = np.random.default_rng(0), itertools.count()
     bare = [atari.TradeEnv() for _ in range(options.envs)]
     for env in bare:

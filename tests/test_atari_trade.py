@@ -185,7 +185,7 @@ def test_gameplay_learns_to_aim():
     args = atari.Args(num_threads=1, gameplay_timesteps=18_000)
     torch.manual_seed(1)
     agent, hits, done = atari.Gameplay(), [], 0
-    emulators = atari.Emulators(args, bullet_interval=(4, 24), max_start=400)
+    emulators = atari.Emulators(args, **atari.GAMEPLAY_EPISODES)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.gameplay_learning_rate, eps=1e-5)
     while done < args.gameplay_timesteps:
         seeds = atari.episode_seeds(args, "gameplay", args.num_envs, done)

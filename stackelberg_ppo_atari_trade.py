@@ -20,22 +20,21 @@ the query right before the trade, so it learns a best response to every leader. 
 against the frozen follower. Last, the follower learns on against the frozen leader, and must not gain.
 """
 
+import argparse
 import contextlib
-import importlib.util
-import io
-import itertools
+import fcntl
+import hashlib
 import json
+import math
 import os
-import re
-import shutil
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal
 
 import gymnasium as gym
 import numpy as np
@@ -43,21 +42,17 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 import tyro
+from ale_py.roms import get_rom_path
+from multi_agent_ale_py.ale_python_interface import ALEInterface, ale_lib
 from PIL import Image, ImageDraw
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
-
-try:  # what is missing, `check_args` asks for
-    from ale_py.roms import get_rom_path
-    from multi_agent_ale_py.ale_python_interface import ALEInterface, ale_lib
-except ImportError:
-    ALEInterface = None
 
 
 @dataclass
 class Args:
     exp_name: str = os.path.basename(__file__)[: -len(".py")]
-    """name of this experiment, part of the run's name"""
+    """name of this experiment"""
     seed: int = 1
     """seed of networks, action sampling, bullet times and starts"""
     torch_deterministic: bool = True
@@ -65,9 +60,9 @@ class Args:
     cuda: bool = False
     """if toggled, the networks run on the GPU; the emulators are the bottleneck either way"""
     track: bool = False
-    """track the run with Weights and Biases too (set WANDB_MODE=offline to work without the network)"""
+    """track the run with Weights and Biases too"""
     wandb_project_name: str = "stackelberg"
-    """project name in Weights and Biases"""
+    """project in Weights and Biases"""
     wandb_entity: str | None = None
     """entity (team) in Weights and Biases"""
     save_model: bool = False
@@ -77,7 +72,7 @@ class Args:
     run_dir: str = "runs"
     """folder that the run's own folder is made in"""
     resume: str | None = None
-    """folder of an interrupted run to continue exactly, with that run's flags; give no other flag"""
+    """folder of an interrupted run to continue exactly; its flags are those of that run"""
 
     leader: Literal["seller", "buyer"] = "seller"
     """who commits to its trade actions"""
@@ -136,8 +131,29 @@ class Args:
     trade_epochs: int = 8
     """stages 2 and 3: passes over the trades of an update, all of them in one minibatch"""
 
+    def __post_init__(self):
+        may_be_zero = {"seed", "num_threads", "gameplay_ent_coef", "gamma", "gae_lambda", "vf_coef", "ent_coef"}
+        for flag, value in asdict(self).items():
+            if type(value) in (int, float) and not (0 < value < math.inf or (value == 0 and flag in may_be_zero)):
+                raise ValueError(f"--{flag.replace('_', '-')} must be positive, got {value}")
+        if not 1 <= self.bullet_interval[0] <= self.bullet_interval[1] < self.max_steps / self.num_bullets:
+            raise ValueError("--bullet-interval must be 1 or more, the smaller first, and let all bullets come in time")
+        if self.stage in ("trade", "all") and self.total_timesteps <= self.follower_timesteps:
+            raise ValueError("--total-timesteps must exceed --follower-timesteps: the leader learns in what is left")
+        if self.stage == "evaluate" and self.trade_checkpoint is None:
+            raise ValueError("--stage evaluate needs --trade-checkpoint")
+        if self.cuda and not torch.cuda.is_available():
+            raise ValueError("--cuda: PyTorch finds no GPU here")
+        self.num_threads = self.num_threads or min(os.cpu_count() or 1, 8)
+        make_networks(self)
+        script = Path(__file__).read_bytes()
+        game = Path(self.gameplay_checkpoint).read_bytes() if self.stage in ("trade", "evaluate") else b""
+        self.fingerprint = hashlib.sha256(script + game).hexdigest()
+        self.state = None if self.resume is None else load_run(self)
+
 
 # ----------------------------------------------------------------------------------------------------- the environment
+ENV_ID = "space_invaders_trade"
 SELLER, BUYER = 0, 1  # player 1 and player 2 of the emulator
 PRICES = (0.0, 0.25, 0.5, 0.75, 1.0)
 HIT_REWARD = np.array([0.1, 1.0], dtype=np.float32)  # per alien or saucer hit: seller, buyer
@@ -447,6 +463,35 @@ class Trader(nn.Module):
         return self.actor(torch.cat([F.normalize(features, dim=1), self.economy(economy)], 1))
 
 
+def load(path: str, modules: dict[str, nn.Module]) -> dict:
+    """Loads the weights that a model.pt has for these modules; returns all that is in it."""
+    model = torch.load(path, map_location="cpu", weights_only=True)
+    for name, module in modules.items():
+        module.load_state_dict(model[name])
+        assert all(x.isfinite().all() for x in model[name].values()), f"its {name} has weights that are not finite"
+    return model
+
+
+def make_networks(args: Args) -> tuple[Gameplay, dict[str, Trader]]:
+    """Returns the gameplay network and the traders of a new run, those of its checkpoints loaded; sets who leads if
+    they tell. Raises ValueError if one does not fit."""
+    torch.manual_seed(args.seed)
+    gameplay, traders = Gameplay(), {stage: Trader() for stage in STAGES[1:4]}
+    path = args.gameplay_checkpoint
+    try:
+        if args.stage in ("trade", "evaluate"):
+            load(path, {"gameplay": gameplay})
+        if args.stage == "evaluate":
+            path = args.trade_checkpoint
+            model = load(path, traders)
+            assert model["who_leads"] in ("seller", "buyer"), f"who leads: {model['who_leads']!r}"
+            assert torch.equal(model["gameplay_bias"], gameplay.actor.bias), "it is for another gameplay network"
+            args.leader = model["who_leads"]
+    except Exception as error:  # torch.load raises whatever a foreign file makes it trip over
+        raise ValueError(f"checkpoint {path!r} does not fit: {error}") from error
+    return gameplay, traders
+
+
 def sample(logits: torch.Tensor, generators: list[torch.Generator]) -> tuple[torch.Tensor, torch.Tensor]:
     """Gumbel sampling: logits [batch, n] -> action [batch], its log-probability [batch], both on the CPU.
 
@@ -466,8 +511,11 @@ def ppo_step(args, module, optimizer, ent_coef, logits, action, old_logprob, adv
     clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
     policy_loss = -torch.min(advantage * ratio, advantage * clipped).mean()
     entropy = -(log_probs.exp() * log_probs).sum(1).mean()
+    loss = policy_loss - ent_coef * entropy + more_loss
+    if not loss.isfinite():
+        raise SystemExit("training diverged: lower --learning-rate, or --gameplay-learning-rate if it was in stage 1")
     optimizer.zero_grad()
-    (policy_loss - ent_coef * entropy + more_loss).backward()
+    loss.backward()
     nn.utils.clip_grad_norm_(module.parameters(), args.max_grad_norm)
     optimizer.step()
     kl = ((ratio.detach() - 1) - log_ratio.detach()).mean()
@@ -631,7 +679,10 @@ def update_trader(args, trader, trading, learner, opponent, optimizer, seeds, le
     rest.append(standardise(reward, economy[:, -len(PRICES) :]))
     for _ in range(args.trade_epochs):
         losses = ppo_step(args, trader, optimizer, args.ent_coef * left, trader(features, economy), *rest)
-    return sum(e["length"] for e in episodes), trade_charts(episodes, trading.leader) | losses
+    charts = trade_charts(episodes, trading.leader)
+    if learner != trading.leader:
+        del charts["charts/leader_return"]  # of a random or a frozen leader: not of the leader as it explores
+    return sum(e["length"] for e in episodes), charts | losses
 
 
 def trade_charts(episodes: list[dict], leader: int) -> dict:
@@ -650,7 +701,7 @@ def trade_charts(episodes: list[dict], leader: int) -> dict:
 
 # -------------------------------------------------------------------------------------- evaluation and the equilibrium
 def solve(values: list[float], leader: int) -> tuple[int, float]:
-    """Exact optimum on the price grid: the leader's trade action and its gain per bullet.
+    """Exact optimum of leaders that name one price of the grid in every trade: trade action and gain per bullet.
 
     `values`: mean reward from a bullet (seller, buyer). The follower breaks ties for the leader.
     """
@@ -706,8 +757,8 @@ def report(trading: Trading, traders: dict[str, Trader]) -> dict:
     fired, hits, held = (sum(e[name][BUYER] for e in episodes) for name in ("fired", "hits", "bullets"))
     return {
         "episodes": len(episodes),
-        "leader_return": leader_return.mean(),
-        "follower_return": follower_return.mean(),
+        "leader_return_greedy": leader_return.mean(),
+        "follower_return_greedy": follower_return.mean(),
         "stackelberg_value": num_bullets * leader_gain,
         "leader_regret": num_bullets * leader_gain - leader_return.mean(),
         "follower_regret": sum(responses) / len(episodes) - follower_return.mean(),
@@ -724,28 +775,6 @@ def report(trading: Trading, traders: dict[str, Trader]) -> dict:
     }
 
 
-def summary(args, result: dict) -> str:
-    """Says in words what the run found. A follower that gains by learning on is no follower of an equilibrium."""
-    price, (seller, buyer), share = result["optimal_leader_price"], result["bullet_values"], result["leader_prices"]
-    gain, error = result["verification_gain"], result["verification_gain_error"]
-    rates = [share[str(price)], result["acceptance_rate"]]
-    rates += [row["best_response_rate"] for row in result["best_responses"]]
-    found = min(rates) >= 0.95 and gain <= 2 * error
-    lines = [
-        f"{'A' if found else 'NOT a'} Stackelberg equilibrium with the {args.leader} as leader",
-        f"  leader's price    {price:.2f}, the optimum, in {share[str(price)]:.0%} of trades",
-        f"  bullets sold      {result['acceptance_rate']:.0%}",
-        f"  leader's return   {result['leader_return']:.2f} per episode (optimum {result['stackelberg_value']:.2f})",
-        f"  follower's return {result['follower_return']:.2f} per episode",
-        f"  value of a bullet {seller:.3f} to the seller, {buyer:.3f} to the buyer",
-    ]
-    for row in result["best_responses"]:
-        trades, best = f"trades in {row['acceptance_rate']:.0%}", f"best response in {row['best_response_rate']:.0%}"
-        lines.append(f"  fixed price {row['leader_price']:.2f}  the follower {trades}; it is a {best}")
-    lines.append(f"  verification      learning on, the follower gains {gain:+.3f} +- {error:.3f} per episode")
-    return "\n".join(lines)
-
-
 def write_video(trading: Trading, leader_policy: Policy, follower_policy: Policy, path: str) -> None:
     """Writes one episode as an animated GIF; it halts at queries and trades."""
     env, frames, durations = trading.emulators.envs[0], [], []
@@ -760,243 +789,195 @@ def write_video(trading: Trading, leader_policy: Policy, follower_policy: Policy
 
     trading.emulators.play(act, episode_seeds(trading.args, "evaluation", 1))
     draw(2000)
-    animation = {"format": "GIF", "save_all": True, "append_images": frames[1:], "duration": durations, "loop": 0}
-    write_atomically(path, lambda temporary: frames[0].save(temporary, **animation))
-
-
-# ----------------------------------------------------------------------------------------------------- flags and files
-def fail(message: str) -> NoReturn:
-    """Ends the program with one line on stderr and exit code 2."""
-    print(f"{os.path.basename(__file__)}: error: {message}", file=sys.stderr)
-    raise SystemExit(2)
-
-
-def parse_args(argv: list[str] | None = None) -> Args:
-    """Parses the command line with tyro, cutting its box of several lines down to the error itself."""
-    box = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(box):
-            return tyro.cli(Args, args=argv, description=__doc__)
-    except SystemExit as error:
-        if error.code:
-            plain = re.sub(r"\x1b\[[0-9;]*m", "", box.getvalue())  # a terminal gets colours
-            lines = [line.strip("│ ") for line in plain.splitlines()[1:]]
-            fail(" ".join(itertools.takewhile(lambda line: line[:1] not in "─╰", lines)))
-        raise
-
-
-def check_args(args: Args) -> None:
-    """Exits with 2 if something is wrong that can be known before the work begins."""
-    if not re.fullmatch(r"[\w.-]+", args.exp_name):
-        fail(f"--exp-name is part of a folder's name: use letters, digits, '_', '-' and '.', not {args.exp_name!r}")
-    if ALEInterface is None:
-        fail("an emulator is missing: pip install multi-agent-ale-py==0.1.12 ale-py==0.12.1")
-    try:
-        get_rom_path("space_invaders").stat()
-    except (OSError, AttributeError):
-        fail("the ROM of Space Invaders is missing; ale-py ships it: pip install --force-reinstall ale-py==0.12.1")
-    zero_too = "seed num_threads gameplay_ent_coef ent_coef vf_coef gamma gae_lambda".split()
-    for name, value in asdict(args).items():
-        if type(value) in (int, float):
-            low = 0 if name in zero_too else 1 if type(value) is int else 1e-12
-            high = 1 if name in ("gamma", "gae_lambda") else 1e12
-            if not low <= value <= high:
-                fail(f"--{name.replace('_', '-')} must be from {low:g} to {high:g}, not {value}")
-    if args.total_timesteps <= args.follower_timesteps and args.stage in ("trade", "all"):
-        fail("--total-timesteps must exceed --follower-timesteps: the leader learns in what is left")
-    if not 1 <= args.bullet_interval[0] <= args.bullet_interval[1]:
-        fail(f"--bullet-interval must be two numbers from 1, the smaller first, not {args.bullet_interval}")
-    if args.bullet_interval[1] * args.num_bullets >= args.max_steps:
-        fail("--max-steps is too small: the last bullet may come after it (--num-bullets times --bullet-interval)")
-    if args.cuda and not torch.cuda.is_available():
-        fail("--cuda: PyTorch finds no GPU here; run without it")
-    if args.track and importlib.util.find_spec("wandb") is None:
-        fail("--track needs Weights and Biases: pip install wandb")
-    if args.stage == "evaluate" and args.trade_checkpoint is None:
-        fail("--stage evaluate needs --trade-checkpoint")
-
-
-def load(path: str, what: str, modules: dict[str, nn.Module], *keys: str) -> dict:
-    """Loads a file of this script that has these keys, and weights in it into modules. Exits with 2 on any other."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        for name, module in modules.items():
-            module.load_state_dict(state[name])
-        return {key: state[key] for key in keys}
-    except OSError as error:
-        fail(f"{what} {path}: {error.strerror or error}")
-    except Exception:  # torch.load raises whatever a foreign file makes it trip over
-        fail(f"{what} {path} is not from this script, or has networks of other shapes; train it again")
-
-
-def write_atomically(path: str, write: Callable[[str], object]) -> None:
-    """Lets `write` make the file under another name first, so that nobody ever meets half of it."""
-    write(path + ".tmp")
-    os.replace(path + ".tmp", path)
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
 
 
 # ------------------------------------------------------------------------------------------------------------- the run
-class Run:
-    """The run's folder: logs, and checkpoint.pt, from which `--resume` continues."""
-
-    def __init__(self, args: Args, state: dict | None = None):
-        self.args, self.path, self.start_time = args, args.resume or make_folder(args), time.time()
-        self.device = torch.device("cuda" if args.cuda else "cpu")
-        self.state = state or {"stages": {}, "global_step": 0, "seconds": 0.0, "curve": []}
-        self.first_step = self.state["global_step"]
-        if args.track:
-            import wandb
-
-            name = os.path.basename(os.path.normpath(self.path))
-            names = {"id": name, "name": name, "project": args.wandb_project_name, "entity": args.wandb_entity}
-            try:
-                wandb.init(**names, dir=self.path, config=asdict(args), sync_tensorboard=True, resume="allow")
-            except wandb.Error as error:  # no key, no network
-                if state is None:
-                    shutil.rmtree(self.path)
-                fail(f"--track: {' '.join(str(error).split())}")
-        self.writer = SummaryWriter(self.path, purge_step=self.first_step + 1 if state else None)
-        if state is None:
-            rows = "\n".join(f"|{flag}|{value}|" for flag, value in asdict(args).items())
-            self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
-            self.save()
-
-    def seconds(self) -> float:
-        """Since the run was started, pauses excepted."""
-        return self.state["seconds"] + time.time() - self.start_time
-
-    def save(self) -> None:
-        """Writes the checkpoint."""
-        state = self.state | {"args": asdict(self.args), "seconds": self.seconds()}
-        write_atomically(os.path.join(self.path, "checkpoint.pt"), lambda path: torch.save(state, path))
-
-    def learn(self, stage: str, module: nn.Module, learning_rate: float, timesteps: int, update: Callable) -> None:
-        """The loop of every stage. All that it needs to go on after an interruption is in the checkpoint.
-
-        `update(optimizer, seeds, left)` plays an episode for each seed and learns from them; it returns environment
-        steps and TensorBoard tags. `left`, the share of the stage to come, scales learning rate and entropy bonus.
-        """
-        optimizer, state = torch.optim.Adam(module.parameters(), lr=learning_rate, eps=1e-5), self.state
-        done, weights, moments = state["stages"].get(stage, (0, None, None))
-        if done:
-            module.load_state_dict(weights)
-            optimizer.load_state_dict(moments)
-        bar = tqdm(total=timesteps, initial=done, desc=stage, unit="step", disable=not sys.stderr.isatty())
-        while done < timesteps:
-            left = max(1 - done / timesteps, 0.05)
-            optimizer.param_groups[0]["lr"] = learning_rate * left
-            steps, scalars = update(optimizer, episode_seeds(self.args, stage, self.args.num_envs, done), left)
-            done += steps
-            bar.update(steps)
-            state["global_step"] += steps
-            scalars["charts/SPS"] = (state["global_step"] - self.first_step) / (time.time() - self.start_time)
-            for tag, scalar in scalars.items():
-                self.writer.add_scalar(tag, scalar, state["global_step"])
-            if stage == "leader":
-                state["curve"].append([state["global_step"], float(scalars["charts/leader_return"])])
-            state["stages"][stage] = done, module.state_dict(), optimizer.state_dict()
-            self.save()
-        bar.close()
-
-    def finish(self, result: dict, model: dict) -> None:
-        """Writes what was found and, if asked, trained; what was only for `--resume` goes."""
-        if self.args.save_model or self.args.stage == "gameplay":
-            write_atomically(os.path.join(self.path, "model.pt"), lambda path: torch.save(model, path))
-        self.writer.close()
-        if self.args.track:
-            import wandb
-
-            wandb.finish()
-        steps, seconds, result_path = self.state["global_step"], self.seconds(), os.path.join(self.path, "result.json")
-        result |= {"global_step": steps, "wall_seconds": seconds, "steps_per_second": steps / seconds}
-        text = json.dumps(result, indent=1, default=float) + "\n"
-        write_atomically(result_path, lambda path: Path(path).write_text(text))
-        os.remove(os.path.join(self.path, "checkpoint.pt"))
-        print(f"  {steps:,} steps in {seconds:.0f} s\n  curves            tensorboard --logdir {self.args.run_dir}")
-        print(f"  result            {result_path}")
+def stored_flags(argv: list[str]) -> Args:
+    """Returns what tyro takes for defaults: the flags of the run to `--resume`, or the usual ones."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--resume")
+    folder = parser.parse_known_args(argv)[0].resume
+    flags = Args.__new__(Args)  # the class's defaults, unchecked
+    with contextlib.suppress(Exception):  # without a run to resume; the checks tell if there should be one
+        vars(flags).update(torch.load(f"{folder}/checkpoint.pt", map_location="cpu", weights_only=True)["args"])
+    return flags
 
 
-def make_folder(args: Args) -> str:
-    """Makes the run's folder. Exits with 2 if that cannot be done."""
-    for second in itertools.count(int(time.time())):  # the same run, started twice in one second, needs two names
-        path = os.path.join(args.run_dir, f"space_invaders_trade__{args.exp_name}__{args.seed}__{second}")
-        try:
-            os.makedirs(path)
-            return path
-        except FileExistsError:
-            continue
-        except OSError as error:
-            fail(f"--run-dir {args.run_dir}: cannot make a folder in it: {error.strerror}")
+def load_run(args: Args) -> dict:
+    """Returns the state of the run to resume, which is locked as long as `args.lock` is open. Raises ValueError if
+    another process has it, or if it began with other flags, another script or another gameplay network."""
+    path = f"{args.resume}/checkpoint.pt"
+    try:
+        os.stat(path)
+        args.lock = open(f"{args.resume}/lock", "a")  # noqa: SIM115
+        fcntl.flock(args.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        assert state.get("fingerprint") == args.fingerprint, "the script or its gameplay checkpoint has changed"
+        for flag, value in state["args"].items():
+            same = flag == "resume" or value == getattr(args, flag)
+            assert same, f"--{flag.replace('_', '-')} is {value!r} in that run, not {getattr(args, flag)!r}"
+        return state
+    except Exception as error:
+        reason = "another process is at work on it" if isinstance(error, BlockingIOError) else error
+        raise ValueError(f"cannot resume {args.resume!r}: {reason}") from error
 
 
-def interrupted_run(args: Args) -> tuple[Args, dict]:
-    """Flags and state of the run to resume. Exits with 2 if there is none."""
-    changed = [f.name for f in fields(Args) if f.name != "resume" and getattr(args, f.name) != f.default]
-    if changed:
-        fail(f"--resume continues with the run's own flags: drop --{changed[0].replace('_', '-')}")
-    if os.path.isfile(os.path.join(args.resume, "result.json")):
-        fail(f"the run in {args.resume} is finished: there is nothing to resume")
-    keys = "args", "stages", "global_step", "seconds", "curve"
-    state = load(os.path.join(args.resume, "checkpoint.pt"), "checkpoint", {}, *keys)
-    return Args(**state.pop("args") | {"resume": args.resume}), state
+def start_run(args: Args, step: int) -> tuple[str, SummaryWriter]:
+    """Makes the run's folder and the writer of its curves, or takes up those of `--resume` after this step; starts
+    Weights and Biases if asked for."""
+    run_name = f"{ENV_ID}__{args.exp_name}__{args.seed}__{int(1000 * time.time())}"
+    run_path = args.resume or f"{args.run_dir}/{run_name}"
+    if args.resume is None:
+        os.makedirs(run_path)
+        args.lock = open(f"{run_path}/lock", "w")  # noqa: SIM115
+        fcntl.flock(args.lock, fcntl.LOCK_EX)
+    if args.track:
+        import wandb
+
+        # dir: in the run's own folder, W&B would take its links to the event files for new ones and send them again
+        run_name = os.path.basename(os.path.normpath(run_path))
+        names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": run_name, "id": run_name}
+        wandb.init(**names, dir=args.run_dir, config=asdict(args), sync_tensorboard=True, resume="allow")
+    writer = SummaryWriter(run_path, purge_step=step + 1 if args.resume else None)
+    flags = "\n".join(f"|{flag}|{value}|" for flag, value in asdict(args).items())
+    writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{flags}")
+    returns = ["charts/leader_return", "charts/leader_return_greedy", "charts/stackelberg_value"]
+    writer.add_custom_scalars({"returns": {"leader and optimum": ["Multiline", returns]}})
+    return run_path, writer
+
+
+def learn(args: Args, state: dict, log, stage: str, module: nn.Module, learning_rate: float, timesteps, update) -> None:
+    """The loop of every stage. All that it needs to go on after an interruption is in `state`.
+
+    `update(optimizer, seeds, left)` plays an episode for each seed and learns from them; it returns environment steps
+    and TensorBoard tags. `left`, the share of the stage to come, scales learning rate and entropy bonus.
+    """
+    optimizer = torch.optim.Adam(module.parameters(), lr=learning_rate, eps=1e-5)
+    done, weights, moments = state["stages"].get(stage, (0, None, None))
+    if done:
+        module.load_state_dict(weights)
+        optimizer.load_state_dict(moments)
+    bar = tqdm(total=timesteps, initial=done, desc=stage, leave=False, disable=None)
+    while done < timesteps:
+        left = max(1 - done / timesteps, 0.05)
+        optimizer.param_groups[0]["lr"] = learning_rate * left
+        steps, scalars = update(optimizer, episode_seeds(args, stage, args.num_envs, done), left)
+        done += steps
+        bar.update(steps)
+        state["global_step"] += steps
+        state["stages"][stage] = done, module.state_dict(), optimizer.state_dict()
+        log(scalars)
+    bar.close()
+
+
+def finish(result: dict, run_path: str) -> None:
+    """Writes result.json, of which nobody ever meets half, removes what `--resume` needed, and says what was found."""
+    with open(f"{run_path}/result.json.tmp", "w") as file:
+        json.dump(result, file)
+    os.replace(f"{run_path}/result.json.tmp", f"{run_path}/result.json")
+    for name in ("checkpoint.pt", "lock"):
+        Path(run_path, name).unlink(missing_ok=True)
+
+    if "optimal_leader_price" in result:
+        price, gain, error = (
+            result[x] for x in ("optimal_leader_price", "verification_gain", "verification_gain_error")
+        )
+        share, responses = result["leader_prices"][str(price)], result["best_responses"]
+        rates = [share, result["acceptance_rate"], *(row["best_response_rate"] for row in responses)]
+        found = min(rates) >= 0.95 and gain <= 2 * error  # a follower that gains by learning on was no best response
+        print(f"""
+{"A" if found else "NOT a"} Stackelberg equilibrium with the {result["args"]["leader"]} as leader
+  leader's price     {price:.2f} in {share:.0%} of trades, the optimum of leaders with one price for all trades
+  bullets sold       {result["acceptance_rate"]:.0%}
+  leader's return    {result["leader_return_greedy"]:.2f} per episode, greedy
+  optimum            {result["stackelberg_value"]:.2f}
+  follower's return  {result["follower_return_greedy"]:.2f}""")
+        for row in responses:
+            price, sold, best = row["leader_price"], row["acceptance_rate"], row["best_response_rate"]
+            print(f"  fixed price {price:.2f}   the follower trades in {sold:.0%}; it is a best response in {best:.0%}")
+        print(f"  verification       learning on, the follower gains {gain:+.3f} +- {error:.3f} per episode")
+    seller, buyer = result["bullet_values"]
+    print(f"""\
+  value of a bullet  {seller:.3f} to the seller, {buyer:.3f} to the buyer
+  steps              {result["global_step"]:,} in {result["wall_seconds"]:.0f} s
+  curves             tensorboard --logdir {os.path.dirname(run_path)}
+  result             {run_path}/result.json""")
 
 
 def main(args: Args) -> dict:
-    """Runs the stages; returns what it writes to result.json. Exits with 2, nothing written, on wrong flags."""
-    args, state = (args, None) if args.resume is None else interrupted_run(args)
-    check_args(args)
-    args.num_threads = args.num_threads or min(os.cpu_count() or 1, 8)
+    """Runs the stages; returns what it writes to result.json."""
     torch.backends.cudnn.deterministic = args.torch_deterministic
     torch.set_num_threads(1)  # the emulators' threads need the cores; a thread pool beside them is slower
-    torch.manual_seed(args.seed)
-    gameplay, traders = Gameplay(), {stage: Trader() for stage in STAGES[1:4]}
-    if args.stage in ("trade", "evaluate"):
-        load(args.gameplay_checkpoint, "--gameplay-checkpoint", {"gameplay": gameplay})
-    if args.stage == "evaluate":
-        trained = load(args.trade_checkpoint, "--trade-checkpoint", traders, "who_leads", "gameplay_bias")
-        if not torch.equal(trained["gameplay_bias"], gameplay.actor.bias):
-            fail("--trade-checkpoint was trained with another gameplay network than --gameplay-checkpoint")
-        args.leader = trained["who_leads"]
-
-    run = Run(args, state)
+    gameplay, traders = make_networks(args)
     for module in (gameplay, *traders.values()):
-        module.to(run.device)
+        module.to("cuda" if args.cuda else "cpu")
+    # all that --resume needs; in the curve: step, greedy return (not measured in training), exploring return
+    state = {"args": asdict(args), "fingerprint": args.fingerprint, "seconds": 0.0}
+    state = args.state or state | {"stages": {}, "global_step": 0, "curve": []}
+    start_time = time.time() - state["seconds"]  # as if there had been no pause
+    run_path, writer = start_run(args, state["global_step"])
+
+    def log(scalars: dict[str, float]):
+        """Writes the scalars of an update, and the state after it."""
+        step, state["seconds"] = state["global_step"], time.time() - start_time
+        for tag, scalar in {**scalars, "charts/SPS": step / state["seconds"]}.items():
+            writer.add_scalar(tag, scalar, step)
+        writer.flush()  # before the state is: a resumed run does not come back to this step
+        if "charts/leader_return" in scalars:
+            state["curve"].append([step, None, float(scalars["charts/leader_return"])])
+        torch.save(state, f"{run_path}/checkpoint.pt.tmp")
+        os.replace(f"{run_path}/checkpoint.pt.tmp", f"{run_path}/checkpoint.pt")
+
+    # stage 1: the game
     if args.stage in ("gameplay", "all"):
         update = partial(update_gameplay, args, gameplay, Emulators(args, **GAMEPLAY_EPISODES))
-        run.learn("gameplay", gameplay, args.gameplay_learning_rate, args.gameplay_timesteps, update)
+        learn(args, state, log, "gameplay", gameplay, args.gameplay_learning_rate, args.gameplay_timesteps, update)
     leader = ("seller", "buyer").index(args.leader)
     trading = Trading(args, gameplay.eval().requires_grad_(False), leader)
+
+    # stages 2 and 3: the follower, then the leader; and the verification, in which the follower learns on
+    def learn_trades(stage: str, learner: int, opponent: Policy, timesteps: int):
+        update = partial(update_trader, args, traders[stage], trading, learner, opponent)
+        learn(args, state, log, stage, traders[stage], args.learning_rate, timesteps, update)
+
     if args.stage in ("trade", "all"):
-
-        def learn(stage, learner, opponent, timesteps):
-            update = partial(update_trader, args, traders[stage], trading, learner, opponent)
-            run.learn(stage, traders[stage], args.learning_rate, timesteps, update)
-
-        learn("follower", 1 - leader, random_leader, args.follower_timesteps)
-        learn("leader", leader, greedy(traders["follower"]), args.total_timesteps - args.follower_timesteps)
+        learn_trades("follower", 1 - leader, random_leader, args.follower_timesteps)
+        leader_timesteps = args.total_timesteps - args.follower_timesteps
+        learn_trades("leader", leader, greedy(traders["follower"]), leader_timesteps)
         traders["verification"].load_state_dict(traders["follower"].state_dict())
-        learn("verification", 1 - leader, greedy(traders["leader"]), args.verification_timesteps)
+        learn_trades("verification", 1 - leader, greedy(traders["leader"]), args.verification_timesteps)
 
-    names = {"script": os.path.basename(__file__), "env_id": "space_invaders_trade", "seed": args.seed}
-    result = names | {"args": asdict(args)}
+    # the evaluation
+    result = {"script": os.path.basename(__file__), "env_id": ENV_ID, "seed": args.seed, "args": asdict(args)}
     model = {"gameplay": gameplay.state_dict()} if args.stage in ("gameplay", "all") else {}
     if args.stage == "gameplay":
-        values, errors = bullet_values(trading)
-        result |= {"bullet_values": values, "bullet_value_errors": errors}
-        print(f"a bullet is worth {values[SELLER]:.3f} to the seller and {values[BUYER]:.3f} to the buyer")
+        result["bullet_values"], result["bullet_value_errors"] = bullet_values(trading)
     else:
-        result |= report(trading, traders) | {"curve": run.state["curve"]}
-        for tag in ("leader_return", "follower_return", "stackelberg_value", "leader_regret", "follower_regret"):
-            run.writer.add_scalar(f"eval/{tag}", result[tag], run.state["global_step"])
+        exploring = [return_ for _, _, return_ in state["curve"]]
+        result["leader_return"] = np.mean(exploring[-math.ceil(len(exploring) / 10) :]) if exploring else None
+        result |= report(trading, traders) | {"curve": state["curve"]}
+        names = (
+            "leader_return_greedy",
+            "follower_return_greedy",
+            "stackelberg_value",
+            "leader_regret",
+            "follower_regret",
+        )
+        for name in names:
+            writer.add_scalar(f"charts/{name}", result[name], state["global_step"])
         model |= {"who_leads": args.leader, "gameplay_bias": gameplay.actor.bias.cpu()}
         model |= {stage: trader.state_dict() for stage, trader in traders.items()}
         if args.capture_video:
-            policies = greedy(traders["leader"]), greedy(traders["follower"])
-            write_video(trading, *policies, os.path.join(run.path, "episode.gif"))
-        print(summary(args, result))
-    run.finish(result, model)
+            write_video(trading, greedy(traders["leader"]), greedy(traders["follower"]), f"{run_path}/episode.gif")
+    if args.save_model or args.stage == "gameplay":
+        torch.save(model, f"{run_path}/model.pt")
+    result |= {"global_step": state["global_step"], "wall_seconds": time.time() - start_time}
+    result["steps_per_second"] = result["global_step"] / result["wall_seconds"]
+    writer.close()
+    finish(result, run_path)
     return result
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    main(tyro.cli(Args, default=stored_flags(sys.argv[1:]), description=__doc__))

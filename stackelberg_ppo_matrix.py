@@ -12,34 +12,23 @@ Reproduces the blue curves of Figure 1 in "Oracles & Followers: Stackelberg Equi
 The follower is trained first, against a new random leader in every episode. Then it is frozen, and PPO trains the
 leader in the POMDP of Theorem 1: an episode opens with queries (what would you do in each observation?), whose answers
 are the follower's context. In a few seconds you should see the equilibrium of the iterated prisoner's dilemma: the
-leader defects once, then plays tit-for-tat, the follower always cooperates, and the leader's return is -0.90 per step.
+leader defects once, then plays tit-for-tat, the follower always cooperates, and the greedy leader gets -0.90 per step,
+the optimum of deterministic memory-1 leaders against stationary followers.
 """
 
-import contextlib
-import importlib.util
-import io
 import itertools
 import json
 import math
 import os
-import re
-import shutil
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import ClassVar, NoReturn
 
 import gymnasium as gym
 import numpy as np
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
-import torch.optim as optim
 import tyro
-from gymnasium.vector import AutoresetMode
-from gymnasium.vector.utils import batch_space
 from torch.distributions.categorical import Categorical
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -48,17 +37,13 @@ from tqdm import tqdm
 @dataclass
 class Args:
     exp_name: str = os.path.basename(__file__)[: -len(".py")]
-    """name of this experiment, part of the run's name"""
+    """name of this experiment"""
     seed: int = 1
-    """seed of every random number in the run"""
-    torch_deterministic: bool = True
-    """if toggled, `torch.backends.cudnn.deterministic=True`"""
-    cuda: bool = False
-    """use CUDA where it is available; the models are so small that a CPU is faster"""
+    """seed of every random number"""
     track: bool = False
-    """track the run with Weights and Biases too (set WANDB_MODE=offline to work without the network)"""
+    """track the run with Weights and Biases too"""
     wandb_project_name: str = "stackelberg"
-    """project name in Weights and Biases"""
+    """project in Weights and Biases"""
     wandb_entity: str | None = None
     """entity (team) in Weights and Biases"""
     save_model: bool = False
@@ -67,13 +52,12 @@ class Args:
     """folder that the run's own folder is made in"""
 
     env_id: str = "prisoners_dilemma"
-    """a game of the paper's Table 3, or a name for the game whose payoffs you give; Table 3 has
-    prisoners_dilemma, stag_hunt, assurance, coordination, mixedharmony, harmony,
-    noconflict, deadlock, prisoners_delight, hero, battle and chicken"""
+    """a game of the paper's Table 3 (prisoners_dilemma, stag_hunt, assurance, coordination, mixedharmony, harmony,
+    noconflict, deadlock, prisoners_delight, hero, battle, chicken), or a name for your own"""
     leader_payoff: tuple[float, ...] = ()
-    """your own game: the leader's four payoffs, row by row (row = leader's action, column = follower's action)"""
+    """your own game: the leader's payoffs, row by row (row = leader's action, column = follower's action)"""
     follower_payoff: tuple[float, ...] = ()
-    """your own game: the follower's four payoffs in the same layout (not transposed)"""
+    """your own game: the follower's payoffs in the same layout (not transposed)"""
     num_steps: int = 10
     """game steps per episode; an episode is 5 queries and then these steps"""
     total_timesteps: int = 200_000
@@ -85,40 +69,60 @@ class Args:
     """Adam learning rate of the follower (Table 4)"""
     follower_batch_size: int = 100
     """environment steps per follower batch (Table 4), rounded up to complete episodes"""
-    follower_baseline_rate: float = 0.1
-    """step size of the follower's baseline, a running mean of its reward per remaining step in each input;
-    0 = no baseline, as in the authors' code, which leaves a follower with several times the regret"""
+    follower_baseline_rate: float = 0.2
+    """step size of the follower's baseline; 0: none (the authors' code), which leaves several times the regret"""
     shuffled_leaders: bool = True
-    """deal the random leaders from a shuffled deck of all 32, so that none is met less often; off: draw each afresh"""
+    """deal the random leaders from a shuffled deck of all 32; off: draw each afresh (the authors' code)"""
     follower_checkpoint: str | None = None
     """model.pt of an earlier run on the same game: use its follower; its steps still count"""
     verification_iterations: int = 50
-    """follower iterations against the frozen leader that verify the equilibrium (Appendix F); not in the budget"""
+    """further follower iterations against the frozen leader (Appendix F); not in the budget"""
 
     learning_rate: float = 0.008
     """Adam learning rate of the leader (Table 4)"""
     adam_eps: float = 0.02
-    """Adam's epsilon for the leader, so large that steps stay roughly in proportion to the gradient;
-    equal steps (1e-8) saturate the policy where a weak gradient is mostly noise, short of the optimum"""
+    """Adam's epsilon for the leader; equal steps (1e-8) saturate the policy where a weak gradient is mostly noise"""
     batch_size: int = 1000
     """environment steps per leader batch (Table 4), rounded up to complete episodes"""
     update_epochs: int = 10
     """passes over a leader batch, which is one minibatch (Table 4); more of them fit its noise"""
-    norm_adv: bool = True
-    """divide advantages by their standard deviation (they are always centred, at each step of the episode)"""
     clip_coef: float = 0.3
     """PPO's clipping coefficient"""
     ent_coef: float = 0.0
     """coefficient of the entropy bonus (Table 4: none)"""
-    vf_coef: float = 1.0
-    """coefficient of the value loss"""
+
+    def __post_init__(self):
+        may_be_zero = {"seed", "verification_iterations", "follower_baseline_rate", "adam_eps", "ent_coef"}
+        for flag, value in asdict(self).items():
+            if type(value) in (int, float) and not (0 < value < math.inf or (value == 0 and flag in may_be_zero)):
+                raise ValueError(f"--{flag.replace('_', '-')} must be positive, got {value}")
+        payoffs = self.leader_payoff, self.follower_payoff
+        if payoffs == ((), ()):
+            if self.env_id not in PAYOFFS:
+                raise ValueError(f"no game {self.env_id!r}: choose from {', '.join(PAYOFFS)}, or give your own payoffs")
+            payoffs = np.ravel(PAYOFFS[self.env_id]), np.transpose(PAYOFFS[self.env_id]).ravel()
+        elif self.env_id in PAYOFFS:
+            self.env_id = "custom"
+        if not all(len(payoff) == 4 and np.abs(payoff).max() < 1e30 for payoff in payoffs):
+            raise ValueError("--leader-payoff and --follower-payoff must be four numbers each, row by row")
+        self.game = MatrixGame(*payoffs, self.num_steps)
+
+        length = self.game.episode_length  # batches are complete episodes
+        self.num_envs = math.ceil(self.batch_size / length)
+        self.follower_episodes = math.ceil(self.follower_batch_size / length)
+        self.follower_iterations = self.follower_timesteps // (self.follower_episodes * length)
+        self.follower_steps = self.follower_iterations * self.follower_episodes * length
+        if self.follower_checkpoint is not None:
+            self.follower_steps = load_follower(self)[1]
+        self.leader_iterations = (self.total_timesteps - self.follower_steps) // (self.num_envs * length)
+        if self.follower_steps == 0 or self.leader_iterations < 1:
+            raise ValueError("--follower-timesteps, and what they leave of --total-timesteps, must hold a batch each")
 
 
 # ---------------------------------------------------------------------------------------------------------- the game
 NUM_ACTIONS = 2  # action 0 is the first row or column of the payoff matrix
-NUM_OBSERVATIONS = 1 + NUM_ACTIONS**2  # the start, then one for each pair of last actions (leader's, follower's)
+NUM_OBSERVATIONS = 1 + NUM_ACTIONS**2  # the start, then 1 + 2 * leader's last action + follower's last action
 START = 0
-OBSERVATIONS = ("start", "00", "01", "10", "11")
 
 # Leader payoffs of Table 3; all games are symmetric, so the follower's payoffs are the transpose.
 PAYOFFS = {
@@ -140,93 +144,80 @@ PAYOFFS = {
 class MatrixGame:
     """An iterated 2x2 game of `num_steps` steps; both players observe the last pair of actions.
 
-    `leader_payoff` and `follower_payoff`, [leader action, follower action], are in the user's scale, in which
-    everything is reported. `leader_reward` and `follower_reward` are the same, centred on 0 and stretched to +-1.5, as
-    in the paper's training (Appendix F): this changes no equilibrium, and the learning rates fit every game. One unit
-    of reward is `leader_scale` or `follower_scale` units of payoff (1 in the paper's games).
+    `reward`, [player, leader's action, follower's action], are the payoffs centred on 0 and stretched to +-1.5, as in
+    the paper's training (Appendix F). This changes no equilibrium, and the learning rates fit payoffs of any scale.
+    A unit of a player's reward is `scale[player]` units of payoff, 1 in the paper's games; player 0 is the leader.
     """
 
     def __init__(self, leader_payoff, follower_payoff, num_steps: int = 10):
-        self.leader_payoff = np.array(leader_payoff, dtype=np.float64).reshape(NUM_ACTIONS, NUM_ACTIONS)
-        self.follower_payoff = np.array(follower_payoff, dtype=np.float64).reshape(NUM_ACTIONS, NUM_ACTIONS)
-        self.num_steps = num_steps
-        self.leader_reward, self.leader_scale = self.centre(self.leader_payoff)
-        self.follower_reward, self.follower_scale = self.centre(self.follower_payoff)
+        payoffs = np.array([leader_payoff, follower_payoff], dtype=np.float64).reshape(2, NUM_ACTIONS, NUM_ACTIONS)
+        low, high = payoffs.min(axis=(1, 2), keepdims=True), payoffs.max(axis=(1, 2), keepdims=True)
+        centre, scale = (low + high) / 2, np.where(high > low, (high - low) / 3, 1.0)
+        self.reward, self.centre, self.scale = (payoffs - centre) / scale, centre.ravel(), scale.ravel()
+        self.num_steps, self.episode_length = num_steps, NUM_OBSERVATIONS + num_steps
 
-    @staticmethod
-    def centre(payoff: np.ndarray) -> tuple[np.ndarray, float]:
-        """Returns the payoffs [2, 2] mapped to [-1.5, 1.5], and the payoff that one unit of the result stands for."""
-        scale = (payoff.max() - payoff.min()) / 3 or 1.0
-        return (payoff - (payoff.max() + payoff.min()) / 2) / scale, float(scale)
-
-    @staticmethod
-    def next_observation(leader_action: np.ndarray, follower_action: np.ndarray) -> np.ndarray:
-        """Returns what both players observe after these actions (all of one shape)."""
-        return 1 + NUM_ACTIONS * leader_action + follower_action
+    def payoff(self, player: int, reward):
+        """Returns the payoff that a player's reward, a number or an array, stands for."""
+        return self.centre[player] + self.scale[player] * reward
 
 
 # ------------------------------------------------------------------------------------- the leader's POMDP (Theorem 1)
 class LeaderPOMDP(gym.vector.VectorEnv):
     """The leader's learning problem of Theorem 1: queries first, then the game against the follower they inform.
 
-    Step t < 5 shows observation t and keeps the action as its answer, without reward. The five answers are the
-    context of `follower(observation [num_envs], context [num_envs, 5]) -> action [num_envs]`, which then plays
-    `num_steps` steps of the game. Nothing in the one-hot observation tells a query from the game, so a memory-less
-    leader answers as it plays: it is invariant (Appendix B). Actions are 0 or 1; rewards are `game.leader_reward`.
+    Step t < 5 shows observation t and keeps the action as its answer, without reward. The five answers are the context
+    that the follower's oracle, `replies` [32, 5], turns into a table: the follower's action in each observation of the
+    game that comes next. All episodes start and end together, and restart in the step in which they end.
 
-    All episodes start and end together, after 5 + num_steps steps, and restart in the step in which they end
-    (`AutoresetMode.SAME_STEP`). `infos["final_info"]` then holds both players' payoff per game step.
+    Nothing in the one-hot observation tells a query from the game: a memory-less leader is invariant (Appendix B), it
+    answers as it plays. A stochastic one does so in distribution only. Answers and play are drawn apart, and where they
+    differ it may gain: up to -0.66 instead of -0.90 in the prisoner's dilemma (benchmark/results/pomdp_values.csv).
     """
 
-    metadata: ClassVar = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
-
-    def __init__(self, game: MatrixGame, follower: Callable[[np.ndarray, np.ndarray], np.ndarray], num_envs: int):
-        self.game, self.follower, self.num_envs = game, follower, num_envs
-        self.episode_length = NUM_OBSERVATIONS + game.num_steps
+    def __init__(self, game: MatrixGame, replies: np.ndarray, num_envs: int):
+        self.game, self.replies, self.num_envs = game, replies, num_envs
+        self.metadata = {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}
         self.single_observation_space = gym.spaces.Box(0.0, 1.0, (NUM_OBSERVATIONS,), np.float32)
         self.single_action_space = gym.spaces.Discrete(NUM_ACTIONS)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.observation_space = gym.vector.utils.batch_space(self.single_observation_space, num_envs)
+        self.action_space = gym.vector.utils.batch_space(self.single_action_space, num_envs)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
-        """Starts all episodes; returns the first query [num_envs, 5] and no info.
-
-        Raises ValueError for a partial reset (`options["reset_mask"]`): the episodes share one clock.
-        """
-        super().reset(seed=seed)  # the POMDP itself draws no random numbers
-        if options and not np.all(options.get("reset_mask", True)):
-            raise ValueError("LeaderPOMDP resets all episodes together; reset_mask must not leave any out")
+        """Starts all episodes; returns the first query [num_envs, 5] and no info. It draws no random numbers."""
         self.t = 0
         self.observation = np.full(self.num_envs, START)
         self.context = np.zeros((self.num_envs, NUM_OBSERVATIONS), dtype=np.int64)
-        self.payoffs = np.zeros((2, self.num_envs))
+        self.total_rewards = np.zeros((2, self.num_envs))  # of both players
         return self.one_hot(), {}
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
         """Takes the leader's actions [num_envs]; returns observations [num_envs, 5], rewards, terminations and
         truncations [num_envs], and infos."""
-        actions = np.asarray(actions)
-        assert actions.shape == (self.num_envs,) and ((actions == 0) | (actions == 1)).all(), f"bad actions: {actions}"
-        rewards = np.zeros(self.num_envs)
+        rewards, infos = np.zeros((2, self.num_envs)), {}
         if self.t < NUM_OBSERVATIONS:  # a query
             self.context[:, self.t] = actions
             self.observation = np.full(self.num_envs, (self.t + 1) % NUM_OBSERVATIONS)  # after the last one, START
         else:  # a step of the game
-            follower_actions = self.follower(self.observation, self.context)
-            rewards = self.game.leader_reward[actions, follower_actions]
-            self.payoffs[0] += self.game.leader_payoff[actions, follower_actions]
-            self.payoffs[1] += self.game.follower_payoff[actions, follower_actions]
-            self.observation = self.game.next_observation(actions, follower_actions)
+            follower_actions = self.replies[table_index(self.context), self.observation]
+            rewards = self.game.reward[:, actions, follower_actions]
+            self.observation = 1 + NUM_ACTIONS * actions + follower_actions
+        self.total_rewards += rewards
         self.t += 1
-
-        done = self.t == self.episode_length
-        terminations, truncations, infos = np.full(self.num_envs, done), np.zeros(self.num_envs, dtype=bool), {}
-        if done:
-            returns = dict(zip(("leader_return", "follower_return"), self.payoffs / self.game.num_steps, strict=True))
-            infos = {"final_obs": self.one_hot(), "_final_obs": terminations.copy()}
-            infos |= {"final_info": returns, "_final_info": terminations.copy()}
+        terminations = np.full(self.num_envs, self.t == self.game.episode_length)
+        if terminations.all():
+            infos = {"final_obs": self.one_hot(), "final_info": self.final_info()}
             self.reset()
-        return self.one_hot(), rewards, terminations, truncations, infos
+        return self.one_hot(), rewards[0], terminations, np.zeros(self.num_envs, dtype=bool), infos
+
+    def final_info(self) -> list[dict]:
+        """Returns, for each episode, its sum of rewards and length as CleanRL's loops read them, and both payoffs per
+        game step."""
+        mean_rewards, length = self.total_rewards / self.game.num_steps, self.game.episode_length
+        columns = self.total_rewards[0], self.game.payoff(0, mean_rewards[0]), self.game.payoff(1, mean_rewards[1])
+        return [
+            {"episode": {"r": total, "l": length}, "leader_return": leader, "follower_return": follower}
+            for total, leader, follower in zip(*columns, strict=True)
+        ]
 
     def one_hot(self) -> np.ndarray:
         """Returns the current observations as one-hot rows, [num_envs, 5]."""
@@ -235,7 +226,8 @@ class LeaderPOMDP(gym.vector.VectorEnv):
 
 # -------------------------------------------------------------------------------------------------------- policies
 # A table is a deterministic memory-1 policy, [5]: the action in each observation. As answers to the queries, the
-# leader's table is the follower's context; TABLES[i] is the table, or context, with index i.
+# leader's table is the follower's context; TABLES[i] is the table, or context, with index i. The follower is logits
+# [32, 5, 2] for each context, observation and action: the authors' linear policy on ONE one-hot of the first two.
 TABLES = np.array(list(itertools.product(range(NUM_ACTIONS), repeat=NUM_OBSERVATIONS)))
 
 
@@ -244,78 +236,57 @@ def table_index(table: np.ndarray) -> np.ndarray:
     return table @ (NUM_ACTIONS ** np.arange(NUM_OBSERVATIONS)[::-1])
 
 
-def layer_init(layer: nn.Linear, std: float = 0.01) -> nn.Linear:
-    """Draws small weights, so that every policy starts near uniform and every value near 0."""
-    nn.init.orthogonal_(layer.weight, std)
-    return layer
-
-
-class Follower(nn.Module):
-    """Contextual policy, linear in ONE one-hot of (context, observation): 32 x 5 = 160 inputs, no bias.
-
-    `baseline`, [160], estimates the follower's reward per remaining game step in each of them.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.actor = layer_init(nn.Linear(len(TABLES) * NUM_OBSERVATIONS, NUM_ACTIONS, bias=False))
-        self.register_buffer("baseline", torch.zeros(len(TABLES) * NUM_OBSERVATIONS))
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Returns logits [..., 2] for inputs [...] = 5 * context's index + observation."""
-        return self.actor(F.one_hot(inputs, len(TABLES) * NUM_OBSERVATIONS).float())
-
-    def greedy_tables(self) -> np.ndarray:
-        """Returns the follower's greedy table for each of the 32 contexts, [32, 5]."""
-        return self.actor.weight.argmax(0).reshape(len(TABLES), NUM_OBSERVATIONS).cpu().numpy()
-
-
 class Leader(nn.Module):
     """Memory-less policy and value, both linear in the one-hot observation, no bias."""
 
     def __init__(self):
         super().__init__()
-        self.actor = layer_init(nn.Linear(NUM_OBSERVATIONS, NUM_ACTIONS, bias=False))
-        self.critic = layer_init(nn.Linear(NUM_OBSERVATIONS, 1, bias=False))
+        self.actor = nn.Linear(NUM_OBSERVATIONS, NUM_ACTIONS, bias=False)
+        self.critic = nn.Linear(NUM_OBSERVATIONS, 1, bias=False)
+        for weight in self.parameters():
+            nn.init.normal_(weight, std=0.01)  # every policy starts near uniform
 
     def get_action_and_value(self, observation: torch.Tensor, action: torch.Tensor | None = None):
         """Returns action, its log-probability, the policy's entropy and the value, all [...], for [..., 5]."""
-        probs = Categorical(logits=self.actor(observation))
-        action = probs.sample() if action is None else action
+        probs = Categorical(logits=self.actor(observation), validate_args=False)
+        if action is None:
+            action = (torch.rand(observation.shape[:-1]) < probs.probs[..., 1]).long()
         return action, probs.log_prob(action), probs.entropy(), self.critic(observation).squeeze(-1)
-
-    def greedy_table(self) -> np.ndarray:
-        """Returns the most probable action in each observation, [5]."""
-        return self.actor.weight.argmax(0).cpu().numpy()
 
 
 # ------------------------------------------------------------------------------------------------ the exact solution
-def play(game: MatrixGame, leader_tables: np.ndarray, follower_tables: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Plays one episode for each pair of tables [n, 5]; returns both players' mean payoff per game step, [n]."""
+def play(game: MatrixGame, leader_tables: np.ndarray, follower_policies: np.ndarray, uniforms=0.5):
+    """Plays an episode for each leader table and follower's probabilities of action 1, both [n, 5].
+
+    Uniform numbers, [num_steps, n], decide, and matter only where a probability is neither 0 nor 1. Returns
+    observations and follower's actions, [num_steps, n], and both players' rewards, [2, num_steps, n].
+    """
     rows = np.arange(len(leader_tables))
-    observation = np.full(len(rows), START)
-    leader_return, follower_return = np.zeros(len(rows)), np.zeros(len(rows))
-    for _ in range(game.num_steps):
-        leader_action, follower_action = leader_tables[rows, observation], follower_tables[rows, observation]
-        leader_return += game.leader_payoff[leader_action, follower_action]
-        follower_return += game.follower_payoff[leader_action, follower_action]
-        observation = game.next_observation(leader_action, follower_action)
-    return leader_return / game.num_steps, follower_return / game.num_steps
+    uniforms = np.broadcast_to(uniforms, (game.num_steps, len(rows)))
+    observations, leader_actions, follower_actions = np.full((3, *uniforms.shape), START)
+    for t in range(game.num_steps):
+        if t > 0:
+            observations[t] = 1 + NUM_ACTIONS * leader_actions[t - 1] + follower_actions[t - 1]
+        leader_actions[t] = leader_tables[rows, observations[t]]
+        follower_actions[t] = uniforms[t] < follower_policies[rows, observations[t]]
+    return observations, follower_actions, game.reward[:, leader_actions, follower_actions]
 
 
 def solve(game: MatrixGame) -> tuple[float, float, np.ndarray]:
-    """Solves the game (Definition 2) by enumeration: 32 leader tables x 32 stationary follower tables.
+    """Returns the exact optimum of deterministic memory-1 leaders against stationary followers (32 x 32 tables), if the
+    follower breaks ties in the leader's favour (Definition 2) and if it breaks them against it, and the follower's best
+    against each leader, [32]; all as mean rewards per step.
 
-    Returns the leader's optimal return if the follower breaks ties in its favour, the same if it breaks them against
-    it, and the follower's best return against each leader table, [32]; all per game step, in the scale of the payoffs.
+    Both restrictions matter. In the prisoner's dilemma stochastic memory-1 leaders reach -0.50 instead of -0.90, and
+    against a follower that knows how many steps are left the optimum is -1.10 (benchmark/results/commitments.csv).
     """
     n = len(TABLES)
-    leader, follower = play(game, TABLES.repeat(n, axis=0), np.tile(TABLES, (n, 1)))
-    leader, follower = leader.reshape(n, n), follower.reshape(n, n)
-    best = follower.max(axis=1)
-    is_best = follower >= best[:, None] - 1e-9 * game.follower_scale
-    optimistic, pessimistic = np.where(is_best, leader, -np.inf), np.where(is_best, leader, np.inf)
-    return optimistic.max().item(), pessimistic.min(axis=1).max().item(), best
+    _, _, rewards = play(game, TABLES.repeat(n, axis=0), np.tile(TABLES, (n, 1)))
+    leader_rewards, follower_rewards = rewards.mean(axis=1).reshape(2, n, n)
+    best = follower_rewards.max(axis=1)
+    is_best = follower_rewards >= best[:, None] - 1e-9
+    optimistic, pessimistic = np.where(is_best, leader_rewards, -np.inf), np.where(is_best, leader_rewards, np.inf)
+    return optimistic.max(), pessimistic.min(axis=1).max(), best
 
 
 # ------------------------------------------------------------------------- follower pre-training (Algorithm 1, phase 1)
@@ -326,341 +297,235 @@ def random_leaders(seed: int, shuffled: bool) -> Iterator[int]:
         yield from rng.permutation(len(TABLES)) if shuffled else rng.integers(len(TABLES), size=len(TABLES))
 
 
-def train_follower(
-    follower: Follower, game: MatrixGame, leaders: Iterator[int], num_iterations: int, args: Args, label: str
-) -> Iterator[tuple[int, dict]]:
-    """Policy gradient for the follower, one leader table from `leaders` in each episode.
+def train_follower(follower: torch.Tensor, leaders: Iterator[int], iterations: int, args: Args, log):
+    """Policy gradient on the follower's logits [32, 5, 2], in place, against one leader table in each episode; calls
+    `log(steps, scalars)`."""
+    game, optimizer = args.game, torch.optim.Adam([follower], lr=args.follower_learning_rate)
+    baseline = torch.zeros(follower.shape[:-1])  # of the reward per remaining step, for each context and observation
+    remaining = torch.arange(game.num_steps, 0, -1).unsqueeze(1)
+    for iteration in tqdm(range(1, iterations + 1), desc="follower", leave=False, disable=None):
+        # A deterministic leader's answers are its table: the follower's queries are not stepped through, but counted.
+        steps = iteration * args.follower_episodes * game.episode_length
+        context_index = np.array(list(itertools.islice(leaders, args.follower_episodes)))
+        policies = follower.detach().softmax(-1)[context_index, :, 1].numpy()
+        uniforms = torch.rand(game.num_steps, args.follower_episodes).numpy()
+        observations, actions, rewards = play(game, TABLES[context_index], policies, uniforms)
 
-    Yields the environment steps so far, queries included, and the scalars to log, after each iteration.
-    """
-    device = follower.baseline.device
-    episode_length = NUM_OBSERVATIONS + game.num_steps
-    num_episodes = math.ceil(args.follower_batch_size / episode_length)
-    optimizer = optim.Adam(follower.parameters(), lr=args.follower_learning_rate)
-    remaining = torch.arange(game.num_steps, 0, -1, device=device).unsqueeze(1)
-    for iteration in tqdm(range(1, num_iterations + 1), desc=label, unit="iteration", leave=False, disable=None):
-        # a deterministic leader's answers to the five queries are its table
-        context = np.array(list(itertools.islice(leaders, num_episodes)))
-        observation = np.full(num_episodes, START)
-        inputs, actions = np.zeros((2, game.num_steps, num_episodes), dtype=np.int64)
-        rewards = np.zeros((game.num_steps, num_episodes), dtype=np.float32)
-        payoff = 0.0
-        with torch.no_grad():
-            logits = follower(torch.arange(len(follower.baseline), device=device)).cpu()
-        for t in range(game.num_steps):
-            inputs[t] = NUM_OBSERVATIONS * context + observation
-            actions[t] = Categorical(logits=logits[inputs[t]]).sample().numpy()
-            leader_action = TABLES[context, observation]
-            rewards[t] = game.follower_reward[leader_action, actions[t]]
-            payoff += game.follower_payoff[leader_action, actions[t]].mean() / game.num_steps
-            observation = game.next_observation(leader_action, actions[t])
-
-        # REINFORCE with a baseline that knows the context, the observation and the number of steps left
-        inputs, actions, rewards = (torch.as_tensor(x, device=device) for x in (inputs, actions, rewards))
-        returns = rewards.flip(0).cumsum(0).flip(0)
-        advantages = returns - follower.baseline[inputs] * remaining
-        log_probs = Categorical(logits=follower(inputs)).log_prob(actions)
-        loss = -(log_probs * advantages).mean()
+        # REINFORCE with a baseline
+        inputs = torch.as_tensor(context_index).expand(observations.shape), torch.as_tensor(observations)
+        returns = torch.as_tensor(rewards[1], dtype=torch.float32).flip(0).cumsum(0).flip(0)
+        advantages = returns - baseline[inputs] * remaining
+        probs = Categorical(logits=follower[inputs], validate_args=False)
+        loss = -(probs.log_prob(torch.as_tensor(actions)) * advantages).mean()
+        if not loss.isfinite():
+            raise SystemExit("the follower's training diverged: lower --follower-learning-rate or -baseline-rate")
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        for t in range(game.num_steps):
-            error = returns[t] / remaining[t] - follower.baseline[inputs[t]]
-            follower.baseline[inputs[t]] += args.follower_baseline_rate * error
 
-        scalars = {"charts/follower_return": payoff, "losses/follower_policy_loss": loss.item()}
-        yield iteration * num_episodes * episode_length, scalars
+        # the baseline moves towards the mean over all visits to an input in this batch
+        visits, errors = torch.zeros((2, *baseline.shape))
+        visits.index_put_(inputs, torch.ones_like(returns), accumulate=True)
+        errors.index_put_(inputs, returns / remaining - baseline[inputs], accumulate=True)
+        baseline += args.follower_baseline_rate * errors / visits.clamp(min=1)
+        follower_return = game.payoff(1, rewards[1].mean())
+        log(steps, {"charts/follower_return": follower_return, "losses/follower_policy_loss": loss.item()})
+
+
+def pretrain_follower(args: Args, log=lambda steps, scalars: None) -> torch.Tensor:
+    """Returns a follower trained against random leaders, or that of `--follower-checkpoint`."""
+    if args.follower_checkpoint is not None:
+        return load_follower(args)[0]
+    torch.manual_seed(args.seed)
+    follower = nn.Parameter(0.01 * torch.randn(len(TABLES), NUM_OBSERVATIONS, NUM_ACTIONS))
+    leaders = random_leaders(args.seed, args.shuffled_leaders)
+    train_follower(follower, leaders, args.follower_iterations, args, log)
+    return follower
+
+
+def load_follower(args: Args) -> tuple[torch.Tensor, int]:
+    """Returns the follower of a model.pt and its training's steps. Raises ValueError if it is not for this game."""
+    try:
+        model = torch.load(args.follower_checkpoint, weights_only=True)
+        assert model["game"] == [args.game.reward.tolist(), args.num_steps], "it is from another game"
+        assert model["follower"].shape == (len(TABLES), NUM_OBSERVATIONS, NUM_ACTIONS), "it has another shape"
+        assert model["follower"].isfinite().all(), "it has weights that are not finite"
+        return nn.Parameter(model["follower"]), int(model["follower_steps"])
+    except Exception as error:  # torch.load raises whatever a foreign file makes it trip over
+        raise ValueError(f"--follower-checkpoint {args.follower_checkpoint!r} does not fit: {error}") from error
+
+
+def make_envs(env_id: str, num_envs: int, **flags) -> LeaderPOMDP:
+    """Trains a follower and returns the leader's POMDP, for a loop of your own; `flags` are those of `Args`."""
+    args = Args(env_id=env_id, **flags)
+    return LeaderPOMDP(args.game, pretrain_follower(args).argmax(-1).numpy(), num_envs)
 
 
 # ------------------------------------------------------------------------------ leader training (Algorithm 1, phase 2)
-def train_leader(leader: Leader, envs: LeaderPOMDP, num_iterations: int, args: Args) -> Iterator[tuple[int, dict]]:
-    """PPO on the leader's POMDP, one complete episode of every environment in each iteration.
-
-    Yields the environment steps so far, queries included, and the scalars to log, after each iteration.
-    """
-    device = leader.actor.weight.device
-    optimizer = optim.Adam(leader.parameters(), lr=args.learning_rate, eps=args.adam_eps)
-    shape = (envs.episode_length, envs.num_envs)
-    obs = torch.zeros((*shape, NUM_OBSERVATIONS), device=device)
-    actions = torch.zeros(shape, dtype=torch.int64, device=device)
-    logprobs, rewards, values = torch.zeros((3, *shape), device=device)
+def train_leader(leader: Leader, envs: LeaderPOMDP, args: Args, log):
+    """PPO on the leader's POMDP, a complete episode of each environment per iteration; calls `log(steps, scalars)`."""
+    optimizer = torch.optim.Adam(leader.parameters(), lr=args.learning_rate, eps=args.adam_eps)
+    shape = (envs.game.episode_length, envs.num_envs)
+    obs = torch.zeros((*shape, NUM_OBSERVATIONS))
+    actions = torch.zeros(shape, dtype=torch.int64)
+    logprobs, rewards, values = torch.zeros((3, *shape))
     next_obs, _ = envs.reset(seed=args.seed)
-    for iteration in tqdm(range(1, num_iterations + 1), desc="leader", unit="iteration", leave=False, disable=None):
-        for step in range(envs.episode_length):
+    for iteration in tqdm(range(1, args.leader_iterations + 1), desc="leader", leave=False, disable=None):
+        for step in range(envs.game.episode_length):
             obs[step] = torch.as_tensor(next_obs)
             with torch.no_grad():
                 actions[step], logprobs[step], _, values[step] = leader.get_action_and_value(obs[step])
-            next_obs, reward, _, _, infos = envs.step(actions[step].cpu().numpy())
+            next_obs, reward, _, _, infos = envs.step(actions[step].numpy())
             rewards[step] = torch.as_tensor(reward)
 
         # Undiscounted returns of complete episodes: nothing to bootstrap. The value sees no clock, yet how many steps
         # are left weighs more than any one action, so advantages are centred at each step of the episode.
         returns = rewards.flip(0).cumsum(0).flip(0)
         advantages = returns - values
-        if envs.num_envs > 1:  # a single episode is its own mean
-            advantages -= advantages.mean(dim=1, keepdim=True)
-        if args.norm_adv:
-            advantages /= advantages.std() + 1e-8
+        advantages -= advantages.mean(dim=1, keepdim=True)
+        advantages /= advantages.std() + 1e-8
 
         for _ in range(args.update_epochs):
             _, newlogprob, entropy, newvalue = leader.get_action_and_value(obs, actions)
-            logratio = newlogprob - logprobs
-            ratio = logratio.exp()
+            ratio = (newlogprob - logprobs).exp()
             clipped_ratio = torch.clamp(ratio, 1 - args.clip_coef, 1 + args.clip_coef)
             pg_loss = torch.max(-advantages * ratio, -advantages * clipped_ratio).mean()
             v_loss = ((newvalue - returns) ** 2).mean()
-            loss = pg_loss - args.ent_coef * entropy.mean() + args.vf_coef * v_loss
+            loss = pg_loss - args.ent_coef * entropy.mean() + v_loss
+            if not loss.isfinite():
+                raise SystemExit("the leader's training diverged: lower --learning-rate")
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
 
-        scalars = {f"charts/{name}": returns.mean() for name, returns in infos["final_info"].items()}
-        scalars |= {"losses/policy_loss": pg_loss.item(), "losses/value_loss": v_loss.item()}
-        scalars |= {"losses/entropy": entropy.mean().item(), "losses/approx_kl": ((ratio - 1) - logratio).mean().item()}
-        yield iteration * envs.episode_length * envs.num_envs, scalars
+        losses = {"losses/policy_loss": pg_loss, "losses/value_loss": v_loss, "losses/entropy": entropy.mean()}
+        names = ("leader_return", "follower_return")
+        payoffs = {f"charts/{name}": np.mean([info[name] for info in infos["final_info"]]) for name in names}
+        log(iteration * envs.num_envs * envs.game.episode_length, payoffs | losses)
 
 
 # ------------------------------------------------------------------------------ equilibrium verification (Appendix F)
-def verify(follower: Follower, game: MatrixGame, leader: int, args: Args) -> tuple[float, float]:
-    """Trains the follower further against the frozen leader TABLES[leader]; returns the change in the leader's and in
-    the follower's greedy return, payoff per game step. At an equilibrium the follower gains nothing."""
-    before = play(game, TABLES, follower.greedy_tables())
-    for _ in train_follower(follower, game, itertools.repeat(leader), args.verification_iterations, args, "verify"):
-        pass
-    after = play(game, TABLES, follower.greedy_tables())
-    return (after[0] - before[0])[leader].item(), (after[1] - before[1])[leader].item()
+TOLERANCE = 0.05 + 1e-6  # what passes for equal, in mean rewards: half of what one step of ten can change
 
 
-# ----------------------------------------------------------------------------------------------------- flags and files
-def fail(message: str) -> NoReturn:
-    """Ends the program with one line on stderr and exit code 2."""
-    print(f"{os.path.basename(__file__)}: error: {message}", file=sys.stderr)
-    raise SystemExit(2)
+def verify(follower: torch.Tensor, leader_index: int, args: Args) -> float:
+    """Trains the follower further against the frozen leader; returns how its greedy payoff per game step changes.
+
+    The paper's procedure finds replies of which the follower is unsure, and few that are wrong and confident, where
+    policy gradient no longer tries the other action (benchmark/results/verification.csv). The exact regret decides.
+    """
+    before, leaders = follower.argmax(-1)[leader_index].numpy(), itertools.repeat(leader_index)
+    train_follower(follower, leaders, args.verification_iterations, args, lambda steps, scalars: None)
+    after = follower.argmax(-1)[leader_index].numpy()
+    _, _, rewards = play(args.game, TABLES[[leader_index, leader_index]], np.stack([before, after]))
+    return args.game.scale[1] * np.diff(rewards[1].mean(axis=0)).item()
 
 
-def parse_args(argv: list[str] | None = None) -> Args:
-    """Parses the command line with tyro, cutting its box of several lines down to the error itself."""
-    box = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(box):
-            return tyro.cli(Args, args=argv, description=__doc__)
-    except SystemExit as error:
-        if error.code:
-            plain = re.sub(r"\x1b\[[0-9;]*m", "", box.getvalue())  # a terminal gets colours
-            lines = [line.strip("│ ") for line in plain.splitlines()[1:]]
-            fail(" ".join(itertools.takewhile(lambda line: line[:1] not in "─╰", lines)))
-        raise
-
-
-def make_game(args: Args) -> MatrixGame:
-    """Checks every flag that can be checked alone; returns the game. Exits with 2 if one is wrong."""
-    may_be_zero = ["seed", "verification_iterations", "follower_baseline_rate", "adam_eps", "ent_coef", "vf_coef"]
-    may_be_zero += ["n_step", "learning_starts"]
-    for flag, value in asdict(args).items():
-        name = f"--{flag.replace('_', '-')}"
-        if flag in ("exp_name", "env_id") and not re.fullmatch(r"[\w.-]+", value):
-            fail(f"{name} becomes part of a folder's name: use letters, digits, '_', '-' and '.', not {value!r}")
-        if isinstance(value, float) and not math.isfinite(value):
-            fail(f"{name} must be a finite number, got {value}")
-        if flag in may_be_zero:
-            if not 0 <= value < 2**63:
-                fail(f"{name} must not be negative, got {value}")
-        elif isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
-            fail(f"{name} must be positive, got {value}")
-    if args.follower_baseline_rate > 1:
-        fail(f"--follower-baseline-rate must be at most 1, got {args.follower_baseline_rate}")
-    if not args.leader_payoff and not args.follower_payoff:
-        if args.env_id not in PAYOFFS:
-            fail(f"no game {args.env_id!r}: choose one of {', '.join(PAYOFFS)}, or give your own payoffs")
-        leader_payoff = np.array(PAYOFFS[args.env_id])
-        return MatrixGame(leader_payoff, leader_payoff.T, args.num_steps)
-    for name, payoff in (("leader", args.leader_payoff), ("follower", args.follower_payoff)):
-        if len(payoff) != NUM_ACTIONS**2 or not np.isfinite([*payoff, max(payoff) - min(payoff)]).all():
-            fail(f"--{name}-payoff must be four finite numbers, row by row, got {payoff or 'none'}")
-    args.env_id = "custom" if args.env_id == Args.env_id else args.env_id
-    if args.env_id in PAYOFFS:
-        fail(f"--env-id {args.env_id} is a game of the paper; give your own game another name")
-    return MatrixGame(args.leader_payoff, args.follower_payoff, args.num_steps)
-
-
-def load_checkpoint(path: str, game: MatrixGame) -> dict:
-    """Loads a model.pt of an earlier run. Exits with 2 if it is none, or of another game."""
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        payoffs, num_steps = checkpoint["payoffs"], checkpoint["num_steps"]
-        Follower().load_state_dict(checkpoint["follower"])
-        assert isinstance(checkpoint["follower_steps"], int)
-    except OSError as error:
-        fail(f"--follower-checkpoint {path}: {error.strerror or error}")
-    except Exception:  # torch.load raises whatever a foreign file makes it trip over
-        fail(f"--follower-checkpoint {path} is not a model.pt with a follower of this shape")
-    if payoffs != [game.leader_payoff.tolist(), game.follower_payoff.tolist()] or num_steps != game.num_steps:
-        fail(f"--follower-checkpoint {path} is from another game ({checkpoint['env_id']}, {num_steps} steps)")
-    return checkpoint
-
-
-def write_atomically(path: str, write: Callable[[str], object]) -> None:
-    """Lets `write` make the file under another name first, so that nobody ever meets half of it."""
-    write(path + ".tmp")
-    os.replace(path + ".tmp", path)
-
-
-def summary(result: dict, game: MatrixGame) -> str:
-    """Says in words what the run found; 0.05 in the paper's scale passes for equal."""
-    value, pessimistic_value = result["stackelberg_value"], result["stackelberg_value_pessimistic"]
-    leader, follower = (
-        "  ".join(f"{o}: {a}" for o, a in zip(OBSERVATIONS, result[policy], strict=True))
-        for policy in ("leader_policy", "follower_policy")
-    )
-    verdict = "NOT a Stackelberg equilibrium"
-    if result["follower_regret"] <= 0.05 * game.follower_scale + 1e-9:
-        if result["leader_regret"] <= 0.05 * game.leader_scale + 1e-9:
-            verdict = "a Stackelberg equilibrium"
-        elif result["leader_return"] >= pessimistic_value:
-            verdict = "as good as the follower's choice among equally good replies allows, or nearly"
-    ties = ""
-    if value - pessimistic_value > 1e-9 * game.leader_scale:  # sums of floats differ without a tie that matters
-        ties = f"; {pessimistic_value:.2f} if the follower breaks ties against the leader"
-    converged = result["steps_to_converge"]
-    return f"""
-{result["env_id"]}: {verdict}
-  leader's return    {result["leader_return"]:.2f} per game step (exact optimum {value:.2f}{ties})
-  leader's regret    {round(result["leader_regret"], 2) + 0.0:.2f}
-  leader's policy    {leader}   (observation: action)
-  follower's reply   {follower}
-  follower's regret  {result["follower_regret"]:.2f} (exact)
-  verification       further training changes the follower's return by {round(result["verification_gain"], 2) + 0.0:.2f}
-  converged          {"never" if converged is None else f"after {converged:,} combined steps"}
-  speed              {result["steps_per_second"]:,.0f} steps per second, {result["wall_seconds"]:.1f} s in all"""
+def steps_to_converge(steps: np.ndarray, gaps: np.ndarray) -> int | None:
+    """Returns the first of the steps from which on the gaps stay within the tolerance, or None."""
+    stays = np.logical_and.accumulate(abs(gaps[::-1]) <= TOLERANCE)[::-1]
+    return int(steps[stays.argmax()]) if stays.any() else None
 
 
 # ------------------------------------------------------------------------------------------------------------- the run
-def main(args: Args) -> dict:
-    """Runs the three phases; returns what it writes to result.json. Exits with 2, nothing written, on wrong flags."""
-    game = make_game(args)
-    checkpoint = load_checkpoint(args.follower_checkpoint, game) if args.follower_checkpoint else None
-    episode_length = NUM_OBSERVATIONS + game.num_steps
-    follower_batch = math.ceil(args.follower_batch_size / episode_length) * episode_length
-    leader_batch = math.ceil(args.batch_size / episode_length) * episode_length
-    follower_iterations = args.follower_timesteps // follower_batch
-    follower_steps = checkpoint["follower_steps"] if checkpoint else follower_iterations * follower_batch
-    leader_iterations = (args.total_timesteps - follower_steps) // leader_batch
-    if follower_steps == 0:
-        fail(f"--follower-timesteps {args.follower_timesteps} is less than one batch of {follower_batch} steps")
-    if leader_iterations < 1:
-        needed = follower_steps + leader_batch
-        fail(f"--total-timesteps {args.total_timesteps} is less than the follower's and one leader batch, {needed}")
-    if args.track and importlib.util.find_spec("wandb") is None:
-        fail("--track needs Weights and Biases: pip install wandb")
-    start_time = time.time()
-    for second in itertools.count(int(start_time)):  # the same run, started twice in one second, needs two names
-        run_name = f"{args.env_id}__{args.exp_name}__{args.seed}__{second}"
-        run_path = os.path.join(args.run_dir, run_name)
-        try:
-            os.makedirs(run_path)
-            break
-        except FileExistsError:
-            continue
-        except OSError as error:
-            fail(f"--run-dir {args.run_dir}: cannot make a folder in it: {error.strerror}")
-
+def start_run(args: Args) -> tuple[str, SummaryWriter]:
+    """Makes the run's folder and the writer of its curves; starts Weights and Biases if asked for."""
+    run_name = f"{args.env_id}__{args.exp_name}__{args.seed}__{int(1000 * time.time())}"
+    os.makedirs(f"{args.run_dir}/{run_name}")
     if args.track:
         import wandb
 
-        names = {"name": run_name, "project": args.wandb_project_name, "entity": args.wandb_entity}
-        try:
-            wandb.init(**names, dir=run_path, config=asdict(args), sync_tensorboard=True, save_code=True)
-        except wandb.Error as error:  # no key, no network
-            shutil.rmtree(run_path)
-            fail(f"--track: {' '.join(str(error).split())}")
-    writer = SummaryWriter(run_path)
-    rows = "\n".join(f"|{flag}|{value}|" for flag, value in asdict(args).items())
-    writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
-    torch.set_num_threads(1)  # a thread pool costs more than it gives with models of this size
-    torch.backends.cudnn.deterministic = args.torch_deterministic
-    device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
-    stackelberg_value, pessimistic_value, best_follower_return = solve(game)
+        # dir: in the run's own folder, W&B would take its links to the event files for new ones and send them again
+        names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": run_name}
+        wandb.init(**names, dir=args.run_dir, config=asdict(args), sync_tensorboard=True, save_code=True)
+    writer = SummaryWriter(f"{args.run_dir}/{run_name}")
+    flags = "\n".join(f"|{flag}|{value}|" for flag, value in asdict(args).items())
+    writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{flags}")
+    returns = ["charts/leader_return", "charts/leader_return_greedy", "charts/stackelberg_value"]
+    writer.add_custom_scalars({"returns": {"leader and optimum": ["Multiline", returns]}})
+    return f"{args.run_dir}/{run_name}", writer
 
-    def log(global_step: int, scalars: dict[str, float]) -> None:
+
+def finish(result: dict, game: MatrixGame, run_path: str) -> None:
+    """Writes result.json, of which nobody ever meets half, and says in words what was found."""
+    with open(f"{run_path}/result.json.tmp", "w") as file:
+        json.dump(result, file)
+    os.replace(f"{run_path}/result.json.tmp", f"{run_path}/result.json")
+    greedy, pessimistic_value = result["leader_return_greedy"], result["stackelberg_value_pessimistic"]
+    best_reply = result["follower_regret"] <= TOLERANCE * game.scale[1]
+    found = best_reply and greedy >= pessimistic_value - TOLERANCE * game.scale[0]
+    print(f"""
+{result["env_id"]}: {"a" if found else "NOT a"} Stackelberg equilibrium
+  leader's return    {greedy:.2f} per game step, greedy; {result["leader_return"]:.2f} as it explores
+  optimum            {result["stackelberg_value"]:.2f} for deterministic memory-1 leaders and stationary followers
+                     ({pessimistic_value:.2f} if the follower breaks ties against the leader)
+  leader's policy    {result["leader_policy"]} at the start and after 00, 01, 10, 11 (leader's, follower's action)
+  follower's reply   {result["follower_policy"]}
+  exact regrets      leader {result["leader_regret"]:.2f}, follower {result["follower_regret"]:.2f}
+  curves             tensorboard --logdir {os.path.dirname(run_path)}
+  result             {run_path}/result.json""")
+
+
+def main(args: Args) -> dict:
+    """Runs the two phases of Algorithm 1 and the verification; returns what it writes to result.json."""
+    torch.set_num_threads(1)  # a thread pool costs more than it gives with models of this size
+    start_time = time.time()
+    run_path, writer = start_run(args)
+    game = args.game
+    value, pessimistic, best_rewards = solve(game)
+    stackelberg_value = game.payoff(0, value)
+
+    def log(global_step: int, scalars: dict[str, float]):
         sps = int(global_step / (time.time() - start_time))
         for tag, scalar in {**scalars, "charts/stackelberg_value": stackelberg_value, "charts/SPS": sps}.items():
             writer.add_scalar(tag, scalar, global_step)
 
-    # phase 1: pre-train the follower against random leaders
-    torch.manual_seed(args.seed)
-    follower = Follower().to(device)
-    if checkpoint:
-        follower.load_state_dict(checkpoint["follower"])
-    else:
-        leaders = random_leaders(args.seed, args.shuffled_leaders)
-        for step, scalars in train_follower(follower, game, leaders, follower_iterations, args, "follower"):
-            log(step, scalars)
-    follower_tables = follower.greedy_tables()
-    # what each of the 32 leaders would get from this follower, and how far its replies are from the best
-    leader_returns, follower_returns = play(game, TABLES, follower_tables)
-    follower_regrets = best_follower_return - follower_returns
+    # phase 1: pre-train the follower; then what every leader table gets from it is known
+    follower = pretrain_follower(args, log)
+    replies = follower.argmax(-1).numpy()  # its greedy table for each context
+    leader_rewards, follower_rewards = play(game, TABLES, replies)[2].mean(axis=1)
+    exact = {
+        "leader_return_greedy": game.payoff(0, leader_rewards),
+        "leader_regret": game.scale[0] * (value - leader_rewards),
+        "follower_regret": game.scale[1] * (best_rewards - follower_rewards),
+    }
 
     # phase 2: train the leader against the frozen, greedy follower
     torch.manual_seed(args.seed)  # again, so that a checkpoint's follower gives the same run
-    leader = Leader().to(device)
+    leader = Leader()
+    curve = []  # [combined step, greedy return, exploring return]
 
-    def oracle(observation: np.ndarray, context: np.ndarray) -> np.ndarray:
-        return follower_tables[table_index(context), observation]
+    def log_leader(leader_steps: int, scalars: dict[str, float]):
+        index, global_step = table_index(leader.actor.weight.argmax(0).numpy()), args.follower_steps + leader_steps
+        log(global_step, scalars | {f"charts/{name}": values[index] for name, values in exact.items()})
+        curve.append([global_step, exact["leader_return_greedy"][index], scalars["charts/leader_return"]])
 
-    envs = LeaderPOMDP(game, oracle, leader_batch // episode_length)
-    index = table_index(leader.greedy_table())
-    curve = [[follower_steps, leader_returns[index].item()]]
-    for step, scalars in train_leader(leader, envs, leader_iterations, args):
-        index = table_index(leader.greedy_table())
-        scalars["charts/leader_return_greedy"] = leader_returns[index]
-        scalars["charts/leader_regret"] = stackelberg_value - leader_returns[index]
-        scalars["charts/follower_regret"] = follower_regrets[index]
-        log(follower_steps + step, scalars)
-        curve.append([follower_steps + step, leader_returns[index].item()])
-    global_step, leader_return = curve[-1]
+    train_leader(leader, LeaderPOMDP(game, replies, args.num_envs), args, log_leader)
+    index = table_index(leader.actor.weight.argmax(0).numpy())
     if args.save_model:
-        payoffs = [game.leader_payoff.tolist(), game.follower_payoff.tolist()]
-        model = {"env_id": args.env_id, "payoffs": payoffs, "num_steps": game.num_steps}
-        model |= {"follower": follower.state_dict(), "leader": leader.state_dict(), "follower_steps": follower_steps}
-        write_atomically(os.path.join(run_path, "model.pt"), lambda path: torch.save(model, path))
+        model = {"game": [game.reward.tolist(), game.num_steps], "follower_steps": args.follower_steps}
+        torch.save({**model, "follower": follower.data, "leader": leader.state_dict()}, f"{run_path}/model.pt")
 
     # phase 3: verify the equilibrium
     torch.manual_seed(args.seed)
-    leader_gain, follower_gain = verify(follower, game, index, args)
-    writer.close()
-    if args.track:
-        wandb.finish()
+    verification_gain = verify(follower, index, args)
+
+    steps, greedy, exploring = np.array(curve).T
+    result = {"script": os.path.basename(__file__), "env_id": args.env_id, "seed": args.seed, "args": asdict(args)}
+    result["leader_return"] = exploring[-math.ceil(len(curve) / 10) :].mean()
+    result |= {name: values[index] for name, values in exact.items()}
+    result |= {"stackelberg_value": stackelberg_value, "stackelberg_value_pessimistic": game.payoff(0, pessimistic)}
+    result |= {"follower_regret_all": exact["follower_regret"].sum(), "verification_gain": verification_gain}
+    result |= {"leader_policy": TABLES[index].tolist(), "follower_policy": replies[index].tolist()}
+    result |= {"follower_steps": args.follower_steps, "leader_steps": curve[-1][0] - args.follower_steps}
+    for name, returns in (("steps_to_converge", greedy), ("steps_to_converge_exploring", exploring)):
+        result[name] = steps_to_converge(steps, (returns - stackelberg_value) / game.scale[0])
     wall_seconds = time.time() - start_time
-    missed = [step for step, value in curve if abs(value - stackelberg_value) > 0.05 * game.leader_scale + 1e-9]
-    converged = [step for step, _ in curve if not missed or step > missed[-1]]
-    result = {
-        "script": os.path.basename(__file__),
-        "env_id": args.env_id,
-        "seed": args.seed,
-        "args": asdict(args),
-        "leader_return": leader_return,
-        "stackelberg_value": stackelberg_value,
-        "stackelberg_value_pessimistic": pessimistic_value,
-        "leader_regret": stackelberg_value - leader_return,
-        "follower_regret": follower_regrets[index].item(),
-        "follower_regret_all": follower_regrets.sum().item(),
-        "verification_gain": follower_gain,
-        "verification_gain_leader": leader_gain,
-        "leader_policy": TABLES[index].tolist(),
-        "follower_policy": follower_tables[index].tolist(),
-        "follower_steps": follower_steps,
-        "leader_steps": global_step - follower_steps,
-        "steps_to_converge": converged[0] if converged else None,
-        "curve": curve,
-        "wall_seconds": wall_seconds,
-        "steps_per_second": (global_step - (follower_steps if checkpoint else 0)) / wall_seconds,
-    }
-    result_path = os.path.join(run_path, "result.json")
-    write_atomically(result_path, lambda path: Path(path).write_text(json.dumps(result) + "\n"))
-    print(summary(result, game))
-    print(f"  curves             tensorboard --logdir {args.run_dir}\n  result             {result_path}")
+    result |= {"curve": curve, "wall_seconds": wall_seconds, "steps_per_second": curve[-1][0] / wall_seconds}
+    writer.close()
+    finish(result, game, run_path)
     return result
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    main(tyro.cli(Args, description=__doc__))

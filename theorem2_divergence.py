@@ -10,32 +10,28 @@ Runs the proof of Appendix D in "Oracles & Followers: Stackelberg Equilibria in 
     python theorem2_divergence.py
 
 The game is a prisoner's dilemma in which each player observes only the other's last action: o_0 (none yet), o_C or o_D.
-Tit-for-tat is the leader's optimum, return 0: the follower fears the answer to a defection and always cooperates. But
-then the leader never observes o_D, and whenever it does, cooperating pays one more than defecting. So if the follower's
-queries are hidden, the leader learns to cooperate in o_D, and the follower defects, unless luck drops the leader on
-tit-for-tat, where it learns nothing more about o_D. If the queries are part of its episode (Theorem 1), REINFORCE
-learns tit-for-tat. In about a minute you should see the counts for all learners, and which of them luck decides.
+Tit-for-tat is the leader's optimum, return 0, among deterministic policies with memory of the other's last action: the
+follower, which remembers no more, fears the answer to a defection and always cooperates. But then the leader never
+observes o_D, and whenever it does, cooperating pays one more than defecting. So if the follower's queries are hidden,
+the leader learns to cooperate in o_D, and the follower defects, unless luck drops the leader on tit-for-tat, where it
+learns nothing more about o_D. If the queries are part of its episode (Theorem 1), REINFORCE learns tit-for-tat, unless
+its discount is small or its steps are large. In about a minute you should see how many leaders end where, and the
+limits of their Q-values; ablations/README.md says what follows.
 
 The follower plays the exact best response to the policy that the leader holds in an episode: the best of its policies
 over the whole episode, given that it, too, observes only the other's last action (and so cannot count steps).
 """
 
-import contextlib
-import importlib.util
-import io
+import functools
 import itertools
 import json
 import math
 import os
-import re
-import shutil
-import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple
 
 import numpy as np
 import tyro
@@ -46,13 +42,13 @@ from tqdm import tqdm
 @dataclass
 class Args:
     exp_name: str = os.path.basename(__file__)[: -len(".py")]
-    """name of this experiment, part of the run's name"""
+    """name of this experiment"""
     seed: int = 1
-    """seed of every random number in the run"""
+    """seed of every random number"""
     track: bool = False
-    """track the run with Weights and Biases too (set WANDB_MODE=offline to work without the network)"""
+    """track the run with Weights and Biases too"""
     wandb_project_name: str = "stackelberg"
-    """project name in Weights and Biases"""
+    """project in Weights and Biases"""
     wandb_entity: str | None = None
     """entity (team) in Weights and Biases"""
     run_dir: str = "runs"
@@ -64,7 +60,8 @@ class Args:
     num_seeds: int = 10
     """runs of each setting: seed, seed + 1, ..."""
     num_steps: int = 5
-    """game steps per episode (5 in Appendix C)"""
+    """game steps per episode: the paper leaves them open, the authors' code (mgerstgrasser/oracles_and_followers,
+    commit e98db77) has 5 in this game"""
     num_episodes: int = 10_000
     """episodes of each run"""
     discounts: tuple[float, ...] = (0.5, 0.9, 1.0)
@@ -72,7 +69,7 @@ class Args:
     q_init: tuple[float, ...] = (0.0, -20.0)
     """what Q-learning's values start from; above or below what they can reach decides which action is tried next"""
     q_init_std: float = 0.01
-    """standard deviation of the start around it; 0 = exact ties, which go to cooperation (the proof's equation 2)"""
+    """standard deviation of the start around it; 0: exact ties, which go to cooperation (the proof's equation 2)"""
     q_learning_rates: tuple[float, ...] = (0.01, 0.1, 0.5)
     """learning rates of Q-learning, at most 1"""
     noise_stds: tuple[float, ...] = (0.3, 1.0, 3.0)
@@ -86,6 +83,20 @@ class Args:
     discounted_gradient: bool = False
     """weigh step t's gradient by discount^t, which makes it that of the discounted return; equation 3 does not"""
 
+    def __post_init__(self):
+        may_be_zero = {"seed", "q_init_std"}
+        for flag, values in asdict(self).items():
+            for value in () if flag == "q_init" else np.ravel(values).tolist():
+                if type(value) in (int, float) and not (0 < value < math.inf or (value == 0 and flag in may_be_zero)):
+                    raise ValueError(f"--{flag.replace('_', '-')} must be positive, got {value}")
+        for flag, most in {"discounts": 1, "q_learning_rates": 1, "epsilons": 1, "probability_floors": 0.499}.items():
+            if max(getattr(self, flag)) > most:
+                raise ValueError(f"--{flag.replace('_', '-')} must be at most {most}, got {max(getattr(self, flag))}")
+        if self.num_steps < 3:
+            raise ValueError(f"--num-steps must be at least 3, so that o_D can follow o_D, got {self.num_steps}")
+        if self.arm not in ("all", *ARMS):
+            raise ValueError(f"no arm {self.arm!r}: choose all, {', '.join(ARMS)}")
+
 
 # ---------------------------------------------------------------------------------------------------------- the game
 NUM_ACTIONS = 2  # action 0 is the first row or column of the payoff matrix
@@ -96,6 +107,37 @@ O_C, O_D = 1, 2  # the paper's names of the others; its o_0 is START
 ENV_ID = "prisoners_dilemma_modified"  # Table 3; Appendix D
 LEADER_PAYOFF = np.array(((0.0, -2.0), (-1.0, -3.0)))  # [leader action, follower action]
 FOLLOWER_PAYOFF = np.array(((-1.0, 0.0), (-3.0, -2.0)))
+
+
+class Episode(NamedTuple):
+    """What n leaders meet in an episode; every array is [steps, n]."""
+
+    observations: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    follower_rewards: np.ndarray
+
+
+def play(policy: np.ndarray, reply: np.ndarray, uniforms: np.ndarray) -> Episode:
+    """Plays the game once for each leader's policy and follower's table, [n, 3]; uniforms [num_steps, n] decide."""
+    observations, actions, follower_actions = np.full((3, *uniforms.shape), START)
+    rows, follower_observation = np.arange(len(policy)), START
+    for t in range(len(uniforms)):
+        if t > 0:
+            observations[t], follower_observation = 1 + follower_actions[t - 1], 1 + actions[t - 1]
+        actions[t] = uniforms[t] < policy[rows, observations[t]]
+        follower_actions[t] = reply[rows, follower_observation]
+    rewards = LEADER_PAYOFF[actions, follower_actions], FOLLOWER_PAYOFF[actions, follower_actions]
+    return Episode(observations, actions, *rewards)
+
+
+# ----------------------------------------------------------------------------------- the leader's episode (Theorem 1)
+def with_queries(answers: np.ndarray, game_steps: Episode) -> Episode:
+    """Returns the episode with observed queries: the leader meets o_0, o_C and o_D first, and its answers, [3, n], are
+    steps without reward. With hidden queries the game is all that it sees."""
+    queries, no_rewards = np.indices(answers.shape)[0], np.zeros(answers.shape)
+    opening = Episode(queries, answers, no_rewards, no_rewards)
+    return Episode(*(np.concatenate(parts) for parts in zip(opening, game_steps, strict=True)))
 
 
 # -------------------------------------------------------------------------------------------------------- policies
@@ -110,6 +152,7 @@ def table_index(table: np.ndarray) -> np.ndarray:
 
 
 REPLIES = TABLES[[0, 7, 1, 2, 3, 4, 5, 6]]  # the follower's, in the order that breaks its last ties
+IS_TIT_FOR_TAT = (TABLES[:, O_C] == 0) & (TABLES[:, O_D] == 1)  # [8]; what it starts with changes no reply
 
 
 # ------------------------------------------------------------------------------------------------ the exact solution
@@ -151,176 +194,6 @@ class MemoryGame:
         return REPLIES[np.where(is_best, leader_return, -np.inf).argmax(-1)]
 
 
-# --------------------------------------------------------------------------------------- the leaders, many in one array
-class QLearning:
-    """Tabular Q-learning (equation 1) of n independent leaders; `values`, [n, 3, 2], are their Q-tables.
-
-    `exploration`, [n], is the standard deviation of the noise on the whole table that a leader acts on for an episode
-    (parameter noise), or else the probability of a random action (epsilon-greedy).
-    """
-
-    def __init__(self, values: np.ndarray, settings: dict[str, np.ndarray], parameter_noise: bool):
-        self.values, self.parameter_noise, self.exploration = values, parameter_noise, settings["exploration"][:, None]
-        self.learning_rate, self.discount = settings["learning_rate"], settings["discount"]
-
-    def greedy(self) -> np.ndarray:
-        """Returns the greedy policies, [n, 3]; ties go to action 0 (equation 2)."""
-        return (self.values[:, :, 1] > self.values[:, :, 0]).astype(int)
-
-    def policy(self, noise: np.ndarray) -> np.ndarray:
-        """Returns the probabilities of action 1 in this episode, [n, 3], for standard normal noise [n, 3, 2]."""
-        if self.parameter_noise:
-            noisy = self.values + self.exploration[:, None] * noise
-            return (noisy[:, :, 1] > noisy[:, :, 0]).astype(float)
-        return np.where(self.greedy() == 1, 1 - self.exploration / 2, self.exploration / 2)
-
-    def learn(self, observations: np.ndarray, actions: np.ndarray, rewards: np.ndarray) -> None:
-        """Updates the tables after an episode, from its first step to its last; all [steps, n]."""
-        rows = np.arange(len(self.values))
-        for t, (observation, action, target) in enumerate(zip(observations, actions, rewards, strict=True)):
-            if t + 1 < len(rewards):
-                target = target + self.discount * self.values[rows, observations[t + 1]].max(1)
-            error = target - self.values[rows, observation, action]
-            self.values[rows, observation, action] += self.learning_rate * error
-
-
-class Reinforce:
-    """REINFORCE (equation 3) of n independent leaders; `values`, [n, 3], are theta: the probabilities of action 1.
-
-    `exploration`, [n], is the least probability of any action: without it, one long step could end all exploration.
-    """
-
-    def __init__(self, values: np.ndarray, settings: dict[str, np.ndarray], discounted_gradient: bool):
-        self.values, self.discounted_gradient = values, discounted_gradient
-        self.floor = settings["exploration"][:, None]
-        self.learning_rate, self.discount = settings["learning_rate"], settings["discount"]
-
-    def greedy(self) -> np.ndarray:
-        """Returns the most probable action in each observation, [n, 3]."""
-        return (self.values > 0.5).astype(int)
-
-    def policy(self, noise: np.ndarray) -> np.ndarray:
-        """Returns theta, [n, 3]; it needs no noise."""
-        return self.values
-
-    def learn(self, observations: np.ndarray, actions: np.ndarray, rewards: np.ndarray) -> None:
-        """Updates theta after an episode; all [steps, n]."""
-        rows, gradient, return_ = np.arange(len(self.values)), np.zeros_like(self.values), 0.0
-        for t in reversed(range(len(rewards))):
-            return_ = rewards[t] + self.discount * return_
-            theta = self.values[rows, observations[t]]
-            score = np.where(actions[t] == 1, 1 / theta, -1 / (1 - theta))
-            gradient[rows, observations[t]] += return_ * score * (self.discount**t if self.discounted_gradient else 1)
-        self.values = np.clip(self.values + self.learning_rate[:, None] * gradient, self.floor, 1 - self.floor)
-
-
-# ------------------------------------------------------------------------------------------------------------ training
-# queries and learner; "epsilon_soft" is epsilon-greedy with a follower that responds to the exploring policy, too
-ARMS = (
-    "hidden_parameter_noise hidden_epsilon_greedy hidden_epsilon_soft hidden_reinforce "
-    "observed_parameter_noise observed_epsilon_greedy observed_reinforce"
-).split()
-BLOCK = 100  # episodes that random numbers are drawn for at once
-NUM_EVALUATIONS = 50  # points of a curve
-
-
-def settings_of(arm: str, args: Args) -> list[dict]:
-    """Returns the settings of all runs of an arm: its grid x seeds."""
-    reinforce = arm.endswith("reinforce")
-    grid = {
-        "arm": (arm,),
-        "q_init": (None,) if reinforce else args.q_init,
-        "learning_rate": args.reinforce_learning_rates if reinforce else args.q_learning_rates,
-        "discount": args.discounts,
-        "exploration": args.probability_floors if reinforce else args.epsilons,
-        "seed": range(args.seed, args.seed + args.num_seeds),
-    }
-    if arm.endswith("parameter_noise"):
-        grid["exploration"] = args.noise_stds
-    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-
-
-def play_game(game: MemoryGame, policy: np.ndarray, reply: np.ndarray, uniforms: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Plays the game once for each leader's policy and follower's table, [n, 3]; uniforms [num_steps, n] decide.
-
-    Returns the leader's observations, its actions and the follower's, [num_steps, n].
-    """
-    observations, actions, follower_actions = np.zeros((3, *uniforms.shape), dtype=int)
-    rows, follower_observation = np.arange(len(policy)), np.full(len(policy), START)
-    for t, uniform in enumerate(uniforms):
-        observations[t] = 1 + follower_actions[t - 1] if t else START
-        actions[t] = uniform < policy[rows, observations[t]]
-        follower_actions[t] = reply[rows, follower_observation]
-        follower_observation = 1 + actions[t]
-    return observations, actions, follower_actions
-
-
-def train_arm(arm: str, runs: list[dict], game: MemoryGame, args: Args) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    """Trains the leaders of one arm side by side, and adds to each of `runs` how it ended.
-
-    With hidden queries an episode is the game. With observed ones it opens with o_0, o_C, o_D as queries, which are
-    answered like any step, and the follower best-responds to the answers. Leaders learn after the episode, so that the
-    reply is the best one at every step. Yields each leader's environment steps so far, and what to log, [n] each.
-    """
-    (queries, learner), n = arm.split("_", 1), len(runs)
-    # each run has its own generator, seeded by its settings: its result does not depend on the runs beside it
-    rngs = [np.random.default_rng([run["seed"], zlib.crc32(repr({**run, "seed": 0}).encode())]) for run in runs]
-    settings = {key: np.array([run[key] for run in runs]) for key in ("learning_rate", "discount", "exploration")}
-    if learner == "reinforce":
-        leaders = Reinforce(np.full((n, NUM_OBSERVATIONS), 0.5), settings, args.discounted_gradient)
-    else:
-        noise = np.stack([rng.standard_normal((NUM_OBSERVATIONS, NUM_ACTIONS)) for rng in rngs])
-        values = np.array([run["q_init"] for run in runs])[:, None, None] + args.q_init_std * noise
-        leaders = QLearning(values, settings, learner == "parameter_noise")
-    replies = game.best_reply(TABLES)
-    returns, _ = game.returns(TABLES, replies)
-    reply, responded_to = np.zeros((n, NUM_OBSERVATIONS), dtype=int), np.full((n, NUM_OBSERVATIONS), np.nan)
-    query_steps = np.tile(np.arange(NUM_OBSERVATIONS)[:, None], n)
-    greedy = first = leaders.greedy()
-    visits, held, payoffs, episodes = np.zeros(n, dtype=int), np.zeros(n), np.zeros((2, n)), 0
-    for episode in tqdm(range(1, args.num_episodes + 1), desc=arm, unit="episode", leave=False, disable=None):
-        if episode % BLOCK == 1:
-            normals = np.stack([rng.standard_normal((BLOCK, NUM_OBSERVATIONS, NUM_ACTIONS)) for rng in rngs], 1)
-            uniforms = np.stack([rng.random((BLOCK, NUM_OBSERVATIONS + game.num_steps)) for rng in rngs], 2)
-        policy, uniform = leaders.policy(normals[episode % BLOCK - 1]), uniforms[episode % BLOCK - 1]
-        answers = (uniform[:NUM_OBSERVATIONS] < policy.T).astype(int)
-        known = answers.T if queries == "observed" else greedy if learner == "epsilon_greedy" else policy
-        if learner in ("epsilon_soft", "reinforce") and queries == "hidden":  # to a stochastic policy: solve it anew
-            changed = (known != responded_to).any(axis=1)
-            reply[changed], responded_to = game.best_reply(known[changed]), known.copy()
-        else:
-            reply = replies[table_index(known.astype(int))]
-
-        observations, actions, follower_actions = play_game(game, policy, reply, uniform[NUM_OBSERVATIONS:])
-        rewards = game.leader_payoff[actions, follower_actions]
-        payoffs += rewards.mean(axis=0), game.follower_payoff[actions, follower_actions].mean(axis=0)
-        episodes += 1
-        observed_o_D = (observations == O_D).sum(axis=0)
-        if queries == "observed":
-            observations, actions = np.concatenate([query_steps, observations]), np.concatenate([answers, actions])
-            rewards = np.concatenate([np.zeros(answers.shape), rewards])
-        leaders.learn(observations, actions, rewards)
-
-        previous, greedy = greedy, leaders.greedy()
-        visits = np.where((greedy == previous).all(axis=1), visits + observed_o_D, 0)
-        tit_for_tat = (greedy[:, O_C] == 0) & (greedy[:, O_D] == 1)
-        held += tit_for_tat * (2 * episode > args.num_episodes)
-        if episode % max(1, args.num_episodes // NUM_EVALUATIONS) == 0 or episode == args.num_episodes:
-            scalars = dict(zip(("leader_return", "follower_return"), payoffs / episodes, strict=True))
-            scalars |= {"leader_return_greedy": returns[table_index(greedy)], "tit_for_tat": tit_for_tat}
-            yield episode * len(rewards), {f"charts/{tag}": values for tag, values in scalars.items()}
-            payoffs, episodes = np.zeros((2, n)), 0
-    for i, run in enumerate(runs):
-        run["leader_return"] = returns[table_index(greedy[i])].item()
-        run["leader_policy"], run["values"] = greedy[i].tolist(), leaders.values[i].tolist()
-        run["first_in_o_C"], run["o_D_visits"] = "CD"[first[i, O_C]], visits[i].item()
-        run["tit_for_tat"], run["return_0"] = tit_for_tat[i].item(), run["leader_return"] == 0
-        run["tit_for_tat_share"] = held[i].item() / math.ceil(args.num_episodes / 2)  # of the second half of training
-        run["o_D_cooperate"] = run["leader_policy"][O_D] == 0
-        run["diverged"] = run["o_D_cooperate"] and run["tit_for_tat_share"] < 0.01
-
-
-# --------------------------------------------------------------------------------------------------------- the theory
 def proof_limits(discount: float, num_steps: int) -> tuple[float, float]:
     """Returns the proof's limits of q(o_D, C), q(o_D, D): -2g, -3g, g = (1 - discount^(h/2)) / (1 - discount)."""
     g = num_steps / 2 if discount == 1 else (1 - discount ** (num_steps / 2)) / (1 - discount)
@@ -345,34 +218,170 @@ def exact_limits(learning_rate: float, discount: float, num_steps: int) -> tuple
     o_D and one that defects there. The last step, without a future, was learned last and so weighs the most."""
     q = [0.0, 0.0]
     for _ in range(10_000):
-        previous = tuple(q)
         for action, reward in enumerate((-2, -3)):
             for steps_left in reversed(range(num_steps - 1)):
                 future = discount * max(q) if steps_left else 0.0
                 q[action] += learning_rate * (reward + future - q[action])
-        if np.allclose(q, previous, rtol=0, atol=1e-12):
-            break
     return tuple(q)
 
 
-def tolerated_epsilon(game: MemoryGame) -> float:
-    """Returns up to which epsilon, in steps of 0.001, the follower always cooperates with epsilon-soft tit-for-tat."""
-    half = np.arange(1001)[:, None] / 2000
-    cooperates = (game.best_reply(np.hstack([half, half, 1 - half])) == 0).all(axis=1)
-    return cooperates.argmin() / 1000 - 0.001
+# ------------------------------------------------------------------------------------ the learners, of n leaders each
+def greedy(values: np.ndarray) -> np.ndarray:
+    """Returns the greedy tables, [n, 3], of Q-tables [n, 3, 2], where ties go to action 0 (equation 2), or of theta."""
+    return (values[:, :, 1] > values[:, :, 0] if values.ndim == 3 else values > 0.5).astype(int)
 
 
-def landscape(game: MemoryGame, resolution: int = 20) -> tuple[float, float]:
-    """Returns in which shares of all stochastic policies (on a grid) expected REINFORCE steps with hidden queries leave
-    theta_D where it is, and raise it. They follow the gradient of the leader's return for a fixed reply."""
-    axis = (np.arange(resolution) + 0.5) / resolution
-    theta = np.stack(np.meshgrid(axis, axis, axis), axis=-1).reshape(-1, NUM_OBSERVATIONS)
-    reply, step = game.best_reply(theta), np.array([0, 0, 1e-4])
-    gradient = game.returns(theta + step, reply)[0] - game.returns(theta - step, reply)[0]
-    return (abs(gradient) < 1e-9).mean().item(), (gradient >= 1e-9).mean().item()
+def q_learning(values: np.ndarray, episode: Episode, learning_rates: np.ndarray, discounts: np.ndarray) -> None:
+    """Equation 1: updates the Q-tables, [n, 3, 2], after an episode, from its first step to its last; rates are [n]."""
+    rows, num_steps = np.arange(len(values)), len(episode.rewards)
+    for t in range(num_steps):
+        target = episode.rewards[t]
+        if t + 1 < num_steps:
+            target = target + discounts * values[rows, episode.observations[t + 1]].max(axis=1)
+        visited = rows, episode.observations[t], episode.actions[t]
+        values[visited] += learning_rates * (target - values[visited])
 
 
-# ------------------------------------------------------------------------------------------------------ what was found
+def reinforce(theta: np.ndarray, episode: Episode, learning_rates, discounts, discounted_gradient: bool) -> np.ndarray:
+    """Equation 3: returns theta, [n, 3], the probabilities of action 1, after a step for an episode; rates are [n]."""
+    rows, gradient, return_ = np.arange(len(theta)), np.zeros_like(theta), 0.0
+    for t in reversed(range(len(episode.rewards))):
+        return_ = episode.rewards[t] + discounts * return_
+        visited = rows, episode.observations[t]
+        score = np.where(episode.actions[t] == 1, 1 / theta[visited], -1 / (1 - theta[visited]))
+        gradient[visited] += return_ * score * (discounts**t if discounted_gradient else 1)
+    return theta + learning_rates[:, None] * gradient
+
+
+# ------------------------------------------------------------------------------------------------------------ training
+# queries and learner; "epsilon_soft" is epsilon-greedy with a follower that responds to the exploring policy, too
+ARMS = (
+    "hidden_parameter_noise hidden_epsilon_greedy hidden_epsilon_soft hidden_reinforce "
+    "observed_parameter_noise observed_epsilon_greedy observed_reinforce"
+).split()
+BLOCK = 100  # episodes that random numbers are drawn for at once
+NUM_EVALUATIONS = 50  # points of a curve
+
+
+def settings_of(arm: str, q_init: float | None, args: Args) -> list[dict]:
+    """Returns the settings of all runs of an arm that start from `q_init`: its grid x seeds."""
+    grid = {
+        "arm": [arm],
+        "q_init": [q_init],
+        "learning_rate": args.q_learning_rates,
+        "discount": args.discounts,
+        "exploration": args.noise_stds if arm.endswith("parameter_noise") else args.epsilons,
+        "seed": range(args.seed, args.seed + args.num_seeds),
+    }
+    if arm.endswith("reinforce"):
+        grid |= {"learning_rate": args.reinforce_learning_rates, "exploration": args.probability_floors}
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def random_numbers(rngs: list[np.random.Generator], num_uniforms: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields the standard normal numbers of an episode, [n, 3, 2], and its uniform ones, [num_uniforms, n]."""
+    while True:
+        normals = [rng.standard_normal((BLOCK, NUM_OBSERVATIONS, NUM_ACTIONS)) for rng in rngs]
+        uniforms = [rng.random((BLOCK, num_uniforms)) for rng in rngs]
+        yield from zip(np.stack(normals, axis=1), np.stack(uniforms, axis=2), strict=True)
+
+
+def start_values(learner: str, runs: list[dict], rngs: list[np.random.Generator], args: Args) -> np.ndarray:
+    """Returns the Q-tables, [n, 3, 2], or theta, [n, 3], that the leaders of n runs start from."""
+    if learner == "reinforce":
+        return np.full((len(runs), NUM_OBSERVATIONS), 0.5)
+    noise = np.stack([rng.standard_normal((NUM_OBSERVATIONS, NUM_ACTIONS)) for rng in rngs])
+    return np.array([run["q_init"] for run in runs])[:, None, None] + args.q_init_std * noise
+
+
+def explore(learner: str, values: np.ndarray, exploration: np.ndarray, normals: np.ndarray) -> np.ndarray:
+    """Returns the leaders' policies in an episode, [n, 3]; `exploration`, [n, 1], and noise, [n, 3, 2], shape them."""
+    if learner == "reinforce":
+        return values
+    if learner == "parameter_noise":
+        return greedy(values + exploration[:, :, None] * normals)
+    return abs(greedy(values) - exploration / 2)  # takes the other action with probability epsilon / 2
+
+
+def train_arm(arm: str, runs: list[dict], game: MemoryGame, args: Args, log=lambda steps, scalars: None) -> list[dict]:
+    """Trains the leaders of n runs of an arm side by side, and returns how each of them ended.
+
+    They learn after the episode, so that the reply is the best one in every step of it. Calls `log(environment steps of
+    a leader, scalars [n])`.
+    """
+    queries, learner = arm.split("_", 1)
+    keys, n = ("learning_rate", "discount", "exploration"), np.arange(len(runs))
+    learning_rates, discounts, exploration = np.array([[run[key] for key in keys] for run in runs]).T
+    exploration = exploration[:, None]
+    # each run has its own generator, seeded by its settings: its result does not depend on the runs beside it
+    rngs = [np.random.default_rng([run["seed"], zlib.crc32(repr({**run, "seed": 0}).encode())]) for run in runs]
+    values = start_values(learner, runs, rngs, args)
+    numbers = random_numbers(rngs, NUM_OBSERVATIONS + game.num_steps)
+
+    # best replies to each table, [n, 8, 3]; the follower of epsilon_soft knows how the leader explores
+    known_epsilon = exploration[:, :, None] if learner == "epsilon_soft" else np.zeros((len(runs), 1, 1))
+    replies = game.best_reply(abs(TABLES - known_epsilon / 2))
+    greedy_returns, _ = game.returns(TABLES, game.best_reply(TABLES))
+    tables, o_D_visits, returns = [table_index(greedy(values))], [], []
+    interval = max(1, args.num_episodes // NUM_EVALUATIONS)
+    for episode in tqdm(range(1, 1 + args.num_episodes), desc=arm, leave=False, disable=None):
+        normals, uniforms = next(numbers)
+        policy = explore(learner, values, exploration, normals)
+        answers = (uniforms[:NUM_OBSERVATIONS] < policy.T).astype(int)
+        if queries == "observed":
+            reply = replies[n, table_index(answers.T)]
+        elif learner == "reinforce":
+            reply = game.best_reply(policy)
+        else:
+            reply = replies[n, table_index(policy if learner == "parameter_noise" else greedy(values))]
+        game_steps = play(policy, reply, uniforms[NUM_OBSERVATIONS:])
+        steps = with_queries(answers, game_steps) if queries == "observed" else game_steps
+        if learner == "reinforce":
+            values = reinforce(values, steps, learning_rates, discounts, args.discounted_gradient)
+            values = np.clip(values, exploration, 1 - exploration)  # or one long step could end all exploration
+        else:
+            q_learning(values, steps, learning_rates, discounts)
+
+        tables.append(table_index(greedy(values)))
+        o_D_visits.append((game_steps.observations == O_D).sum(axis=0))
+        returns.append((game_steps.rewards.mean(axis=0), game_steps.follower_rewards.mean(axis=0)))
+        if episode % interval == 0 or episode == args.num_episodes:
+            scalars = dict(zip(("leader_return", "follower_return"), np.mean(returns[-interval:], axis=0), strict=True))
+            scalars |= {"leader_return_greedy": greedy_returns[tables[-1]], "tit_for_tat": IS_TIT_FOR_TAT[tables[-1]]}
+            log(episode * len(steps.rewards), scalars)
+    leader_returns = np.array(returns)[:, 0]
+    return measure(values, np.array(tables), np.array(o_D_visits), leader_returns, greedy_returns)
+
+
+# --------------------------------------------------------------------------------------------------------- measurement
+def measure(values, tables: np.ndarray, o_D_visits: np.ndarray, returns: np.ndarray, greedy_returns) -> list[dict]:
+    """Returns how the training of each of n leaders ended.
+
+    From their final Q-tables or theta; the index of their greedy table, [1 + episodes, n], at the start and after each
+    episode; how often they observed o_D in a game and what they got per step of it, [episodes, n]; and from what each
+    table gets from its best reply, [8].
+    """
+    num_episodes, first, last = len(returns), TABLES[tables[0]], TABLES[tables[-1]]
+    episodes = np.arange(num_episodes)[:, None]
+    last_change = np.where(tables[1:] != tables[:-1], episodes, -1).max(axis=0)
+    tit_for_tat_share = IS_TIT_FOR_TAT[tables[1 + num_episodes // 2 :]].mean(axis=0)  # of the second half of training
+    ends = {
+        "leader_return": returns[-math.ceil(num_episodes / 10) :].mean(axis=0),  # as it explores
+        "leader_return_greedy": greedy_returns[tables[-1]],
+        "return_0": greedy_returns[tables[-1]] == 0,
+        "leader_policy": last,
+        "values": values,
+        "first_in_o_C": np.array(["C", "D"])[first[:, O_C]],
+        "o_D_visits": (o_D_visits * (episodes > last_change)).sum(axis=0),  # since the greedy policy last changed
+        "tit_for_tat": IS_TIT_FOR_TAT[tables[-1]],
+        "tit_for_tat_share": tit_for_tat_share,
+        "o_D_cooperate": last[:, O_D] == 0,
+        "diverged": (last[:, O_D] == 0) & (tit_for_tat_share < 0.01),
+    }
+    ends = {name: column.tolist() for name, column in ends.items()}
+    return [{name: column[i] for name, column in ends.items()} for i in range(len(last))]
+
+
 def pick(runs: list[dict], **settings) -> list[dict]:
     """Returns the runs with these settings."""
     return [run for run in runs if all(run[key] == value for key, value in settings.items())]
@@ -393,203 +402,108 @@ def table(runs: list[dict], *keys: str) -> list[dict]:
     return rows
 
 
-def check(runs: list[dict], share: float = 1.0, **what) -> str:
-    """Says whether at least this share of the runs ended like `what`, and how many did."""
-    times = len(pick(runs, **what))
-    return f"{'yes' if times >= share * len(runs) else 'NO'}, {times} of {len(runs)}" if runs else "not trained"
-
-
-def report(runs: list[dict], game: MemoryGame, args: Args) -> str:
-    """Says what diverged, what luck decided, and why; every number comes from the runs or from the exact game."""
-    near, slow, top = min(args.q_init, key=abs), min(args.reinforce_learning_rates), max(args.discounts)
-    ends, limits = "", ""
+def counts(runs: list[dict]) -> str:
+    """Returns the text that says, for each arm and start of the Q-tables, how many runs ended where."""
+    text = "queries and learner        Q start  runs  C in o_D  diverged   TFT  from C in o_C  return 0  "
+    text += "greedy  exploring  o_D visits*\n"
     for row in table(runs, "arm", "q_init"):
         some = pick(runs, arm=row["arm"], q_init=row["q_init"])
-        by = [table(some, key) for key in ("learning_rate", "discount", "exploration")]
-        by = ["/".join(str(part["tit_for_tat"]) for part in parts) for parts in by]
-        cells = ["-" if cell is None else cell for key, cell in row.items() if key not in ("diverged", "return_0")]
-        ends += "{:26}{:>7}{:>6}{:>8}{:>6}{:>16}{:>13}{:>16}{:>9}{:>9}\n".format(*cells[:5], *by, *cells[5:])
-    noise = pick(runs, arm="hidden_parameter_noise", q_init=near)
-    for discount, rate in itertools.product(args.discounts, args.q_learning_rates):
-        learned = [r["values"][O_D] for r in pick(noise, discount=discount, learning_rate=rate, o_D_cooperate=True)]
-        if learned:
-            exact = exact_limits(rate, discount, game.num_steps)
-            pairs = [proof_limits(discount, game.num_steps), small_step_limits(discount, game.num_steps), exact]
-            pairs += [np.mean(learned, axis=0), abs(np.array(learned) - exact).max(axis=0)]
-            cells = [f"{cooperate:.2f}, {defect:.2f}" for cooperate, defect in pairs]
-            limits += "  {:<10}{:16}{:16}{:<15}{:16}{:16}{}\n".format(discount, *cells[:2], rate, *cells[2:])
-    slowest = pick(runs, arm="hidden_reinforce", learning_rate=slow)
-    greedy, soft = pick(runs, arm="hidden_epsilon_greedy"), pick(runs, arm="hidden_epsilon_soft")
-    tolerated, (frozen, raised) = tolerated_epsilon(game), (f"{share:.1%}" for share in landscape(game))
-    above = [run for run in soft if run["exploration"] > tolerated]
-    observed = pick(runs, arm="observed_reinforce", discount=top)
-    rates = sorted(table(observed, "learning_rate"), key=lambda row: row["return_0"])
-    best = rates[-1]["learning_rate"] if rates else None
-    reached = check(pick(observed, learning_rate=best), 0.9, return_0=True)
-    return f"""
-                          Q start  runs  o_D->C   TFT  by learn. rate  by discount  by exploration   o_D visits *
-{ends}TFT: tit-for-tat, C in o_C and D in o_D, at the end; what is in neither column defects in both
-* in the game since the greedy policy last changed: the most of any run at TFT, the median of the others
-
-Hidden queries: while o_D keeps being observed, leaders diverge, as the theorem says
-  parameter noise from Q = {near:g}: o_D -> C, and TFT was not held? {check(noise, diverged=True)}
-  REINFORCE at learning rate {slow:g}: the same in 9 of 10? {check(slowest, 0.9, diverged=True)}
-At TFT the follower cooperates: o_D is not observed, what is stored about it freezes, and TFT is absorbing
-  epsilon-greedy at TFT: o_D not observed again? {check(pick(greedy, tit_for_tat=True), o_D_visits=0)}
-so that luck decides. While the follower defects, o_C is not observed either, and a greedy leader stays as it started
-  epsilon-greedy, -soft from D in o_C: never at TFT? {check(pick(greedy + soft, first_in_o_C="D"), tit_for_tat=False)}
-  epsilon-greedy from C in o_C: mostly at TFT? {check(pick(greedy, first_in_o_C="C"), 0.5, tit_for_tat=True)}
-A follower that knows epsilon cooperates with TFT up to epsilon = {tolerated:.3f}; above, it lets the leader observe o_D
-  epsilon-soft above that: not at TFT in 9 of 10? {check(above, 0.9, tit_for_tat=False)}
-A follower that knows theta always cooperates in {frozen} of all policies, where theta_D freezes. Elsewhere expected
-steps lower theta_D, or raise it in {raised} of all: REINFORCE ends at TFT where long steps jump there (by learn. rate)
-
-Observed queries: the query in o_D is credited with the game that follows
-  REINFORCE, discount {top:g}, best learning rate {best}: return 0 in 9 of 10? {reached}
-Equation 3 discounts returns, but not the weights of steps: small discounts and steps favour the game over the queries
-before it (try --discounted-gradient). Q-learning's query in o_D leads to o_0, whatever is answered: both answers have
-the target discount * max q(o_0, .), in the game C pays more, and TFT is kept where little exploration contradicts it
-
-q(o_D, C), q(o_D, D) of parameter noise from Q = {near:g} that ends with o_D -> C, hidden queries
-  discount  proof -2g, -3g  small steps     learning rate  exact           learned (mean)  furthest from exact
-{limits}"""
+        from_C = pick(some, first_in_o_C="C")
+        greedy_return, leader_return = (
+            np.mean([run[f"leader_return{key}"] for run in some]) for key in ("_greedy", "")
+        )
+        text += "{arm:26}{q_init!s:>8}{runs:>6}{o_D_cooperate:>10}{diverged:>10}{tit_for_tat:>6}".format(**row)
+        text += f"{len(pick(from_C, tit_for_tat=True)):>8} of {len(from_C):<3}{row['return_0']:>10}"
+        text += f"{greedy_return:>8.2f}{leader_return:>11.2f}  {row['o_D_visits_tit_for_tat']}, {row['o_D_visits_others']}\n"
+    return text
 
 
-# ----------------------------------------------------------------------------------------------------- flags and files
-def fail(message: str) -> NoReturn:
-    """Ends the program with one line on stderr and exit code 2."""
-    print(f"{os.path.basename(__file__)}: error: {message}", file=sys.stderr)
-    raise SystemExit(2)
-
-
-def parse_args(argv: list[str] | None = None) -> Args:
-    """Parses the command line with tyro, cutting its box of several lines down to the error itself."""
-    box = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(box):
-            return tyro.cli(Args, args=argv, description=__doc__)
-    except SystemExit as error:
-        if error.code:
-            plain = re.sub(r"\x1b\[[0-9;]*m", "", box.getvalue())  # a terminal gets colours
-            lines = [line.strip("│ ") for line in plain.splitlines()[1:]]
-            fail(" ".join(itertools.takewhile(lambda line: line[:1] not in "─╰", lines)))
-        raise
-
-
-def check_grid_flags(args: Args) -> None:
-    """Checks every flag. Exits with 2 if one is wrong."""
-    may_be_zero = ("seed", "q_init_std")
-    most = {"discounts": 1, "q_learning_rates": 1, "epsilons": 1, "probability_floors": 0.499, "seed": 2**63 - 1}
-    for flag, value in asdict(args).items():
-        name, numbers = f"--{flag.replace('_', '-')}", value if isinstance(value, tuple) else (value,)
-        if flag == "exp_name" and not re.fullmatch(r"[\w.-]+", value):
-            fail(f"{name} becomes part of a folder's name: use letters, digits, '_', '-' and '.', not {value!r}")
-        if len(set(numbers)) < max(1, len(numbers)):
-            fail(f"{name} must be one or more different numbers, got {' '.join(map(str, numbers)) or 'none'}")
-        for number in numbers:
-            if isinstance(number, str | bool | None):
-                continue
-            if not math.isfinite(number):
-                fail(f"{name} must be a finite number, got {number}")
-            if flag in may_be_zero and number < 0:
-                fail(f"{name} must not be negative, got {number}")
-            if flag not in (*may_be_zero, "q_init") and number <= 0:
-                fail(f"{name} must be positive, got {number}")
-            if number > most.get(flag, math.inf):
-                fail(f"{name} must be at most {most[flag]}, got {number}")
-    if args.num_steps < 3:
-        fail(f"--num-steps must be at least 3, so that o_D can follow o_D, got {args.num_steps}")
-    if args.arm not in ("all", *ARMS):
-        fail(f"no arm {args.arm!r}: choose all, {', '.join(ARMS)}")
-    if args.track and importlib.util.find_spec("wandb") is None:
-        fail("--track needs Weights and Biases: pip install wandb")
-
-
-def start_run(args: Args, env_id: str) -> str:
-    """Makes the run's folder and starts tracking; returns the folder. Exits with 2, nothing written, if it cannot."""
-    for second in itertools.count(int(time.time())):  # the same run, started twice in one second, needs two names
-        run_name = f"{env_id}__{args.exp_name}__{args.seed}__{second}"
-        run_path = os.path.join(args.run_dir, run_name)
-        try:
-            os.makedirs(run_path)
-            break
-        except FileExistsError:
-            continue
-        except OSError as error:
-            fail(f"--run-dir {args.run_dir}: cannot make a folder in it: {error.strerror}")
-    if args.track:
-        import wandb
-
-        names = {"name": run_name, "project": args.wandb_project_name, "entity": args.wandb_entity}
-        try:
-            wandb.init(**names, dir=run_path, config=asdict(args), sync_tensorboard=True, save_code=True)
-        except wandb.Error as error:  # no key, no network
-            shutil.rmtree(run_path)
-            fail(f"--track: {' '.join(str(error).split())}")
-    return run_path
-
-
-def write_atomically(path: str, write: Callable[[str], object]) -> None:
-    """Lets `write` make the file under another name first, so that nobody ever meets half of it."""
-    write(path + ".tmp")
-    os.replace(path + ".tmp", path)
+def limits(runs: list[dict], game: MemoryGame, args: Args) -> str:
+    """Returns the text that compares the limits of Q-values with what was learned."""
+    text = "discount  proof -2g, -3g  small rates     rate   exact           learned (mean)  furthest from exact\n"
+    noise = pick(runs, arm="hidden_parameter_noise", q_init=min(args.q_init, key=abs), o_D_cooperate=True)
+    for (discount, rate), some in itertools.groupby(noise, lambda run: (run["discount"], run["learning_rate"])):
+        learned, exact = np.array([run["values"][O_D] for run in some]), exact_limits(rate, discount, game.num_steps)
+        pairs = [proof_limits(discount, game.num_steps), small_step_limits(discount, game.num_steps), exact]
+        pairs += [learned.mean(axis=0), abs(learned - exact).max(axis=0)]
+        cells = [f"{cooperate:.2f}, {defect:.2f}" for cooperate, defect in pairs]
+        text += "{:<10}{:16}{:16}{:<7}{:16}{:16}{}\n".format(discount, *cells[:2], rate, *cells[2:])
+    return text
 
 
 # ------------------------------------------------------------------------------------------------------------- the run
-def main(args: Args) -> dict:
-    """Trains all arms; returns what it writes to result.json. Exits with 2, nothing written, on wrong flags."""
-    check_grid_flags(args)
-    start_time = time.time()
-    run_path = start_run(args, ENV_ID)
-    game = MemoryGame(LEADER_PAYOFF, FOLLOWER_PAYOFF, args.num_steps)
-    stackelberg_value = game.returns(TABLES, game.best_reply(TABLES))[0].max().item()
-    runs, curves, global_step = [], [], 0
-    for arm in ARMS if args.arm == "all" else (args.arm,):
-        arm_runs = settings_of(arm, args)
-        groups = {}  # a curve for each start of the Q-tables, which decides more than any other setting
-        for i, run in enumerate(arm_runs):
-            groups.setdefault(arm if run["q_init"] is None else f"{arm}_q{run['q_init']:g}", []).append(i)
-        writers = {name: SummaryWriter(os.path.join(run_path, name)) for name in groups}
-        rows = "\n".join(f"|{flag}|{value}|" for flag, value in asdict(args).items())
-        for writer in writers.values():
-            writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
-        curve = {name: [] for name in groups}
-        for step, scalars in train_arm(arm, arm_runs, game, args):
-            sps = int((global_step + step * len(arm_runs)) / (time.time() - start_time))
-            for name, members in groups.items():
-                means = {tag: values[members].mean().item() for tag, values in scalars.items()}
-                means["charts/leader_regret"] = stackelberg_value - means["charts/leader_return_greedy"]
-                for tag, value in {**means, "charts/stackelberg_value": stackelberg_value, "charts/SPS": sps}.items():
-                    writers[name].add_scalar(tag, value, step)
-                curve[name].append([step, means["charts/leader_return_greedy"]])
-        global_step += step * len(arm_runs)
-        for writer in writers.values():
-            writer.close()
-        runs += arm_runs
-        curves += [{"arm": name, "curve": points} for name, points in curve.items()]
+def start_run(args: Args) -> str:
+    """Makes the run's folder; starts Weights and Biases if asked for."""
+    run_name = f"{ENV_ID}__{args.exp_name}__{args.seed}__{int(1000 * time.time())}"
+    os.makedirs(f"{args.run_dir}/{run_name}")
     if args.track:
         import wandb
 
-        wandb.finish()
+        # dir: in the run's own folder, W&B would take its links to the event files for new ones and send them again
+        names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": run_name}
+        wandb.init(**names, dir=args.run_dir, config=asdict(args), sync_tensorboard=True, save_code=True)
+    return f"{args.run_dir}/{run_name}"
+
+
+def make_writer(path: str, args: Args) -> SummaryWriter:
+    """Makes the writer of the curves of one arm."""
+    writer = SummaryWriter(path)
+    flags = "\n".join(f"|{flag}|{value}|" for flag, value in asdict(args).items())
+    writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{flags}")
+    returns = ["charts/leader_return", "charts/leader_return_greedy", "charts/stackelberg_value"]
+    writer.add_custom_scalars({"returns": {"leader and optimum": ["Multiline", returns]}})
+    return writer
+
+
+def finish(result: dict, game: MemoryGame, args: Args, run_path: str) -> None:
+    """Writes result.json, of which nobody ever meets half, and prints counts and limits."""
+    with open(f"{run_path}/result.json.tmp", "w") as file:
+        json.dump(result, file)
+    os.replace(f"{run_path}/result.json.tmp", f"{run_path}/result.json")
+    print(f"""
+{counts(result["runs"])}
+q(o_D, C), q(o_D, D) of leaders with parameter noise and hidden queries that cooperate in o_D at the end
+{limits(result["runs"], game, args)}
+curves  tensorboard --logdir {args.run_dir}
+result  {run_path}/result.json""")
+
+
+def main(args: Args) -> dict:
+    """Trains the leaders of all arms; returns what it writes to result.json."""
+    start_time = time.time()
+    run_path = start_run(args)
+    game = MemoryGame(LEADER_PAYOFF, FOLLOWER_PAYOFF, args.num_steps)
+    stackelberg_value = game.returns(TABLES, game.best_reply(TABLES))[0].max().item()
+    runs, curves, global_step = [], [], 0
+
+    def log(writer: SummaryWriter, curve: list, steps: int, scalars: dict[str, np.ndarray]):
+        sps = int((global_step + steps * len(scalars["leader_return"])) / (time.time() - start_time))
+        means = {name: array.mean().item() for name, array in scalars.items()}
+        means["leader_regret"] = stackelberg_value - means["leader_return_greedy"]
+        for name, mean in {**means, "stackelberg_value": stackelberg_value, "SPS": sps}.items():
+            writer.add_scalar(f"charts/{name}", mean, steps)
+        curve.append((steps, means["leader_return_greedy"], means["leader_return"]))
+
+    for arm in ARMS if args.arm == "all" else [args.arm]:
+        # a curve for each start of the Q-tables, which decides more than any other setting
+        for q_init in [None] if arm.endswith("reinforce") else args.q_init:
+            name = arm if q_init is None else f"{arm}_q{q_init:g}"
+            writer, curve, group = make_writer(f"{run_path}/{name}", args), [], settings_of(arm, q_init, args)
+            ends = train_arm(arm, group, game, args, functools.partial(log, writer, curve))
+            writer.close()
+            runs += [run | end for run, end in zip(group, ends, strict=True)]
+            curves.append({"arm": name, "curve": curve})
+            global_step += len(group) * curve[-1][0]
+
+    result = {"script": os.path.basename(__file__), "env_id": ENV_ID, "seed": args.seed, "args": asdict(args)}
+    result["stackelberg_value"] = stackelberg_value
+    result["table"] = table(runs, "arm", "q_init", "learning_rate", "discount", "exploration")
     wall_seconds = time.time() - start_time
-    result = {
-        "script": os.path.basename(__file__),
-        "env_id": ENV_ID,
-        "seed": args.seed,
-        "args": asdict(args),
-        "stackelberg_value": stackelberg_value,
-        "table": table(runs, "arm", "q_init", "learning_rate", "discount", "exploration"),
-        "curves": curves,
-        "runs": runs,
-        "wall_seconds": wall_seconds,
-        "steps_per_second": global_step / wall_seconds,
-    }
-    result_path = os.path.join(run_path, "result.json")
-    write_atomically(result_path, lambda path: Path(path).write_text(json.dumps(result) + "\n"))
-    print(report(runs, game, args))
-    print(f"\n  curves  tensorboard --logdir {args.run_dir}\n  result  {result_path}")
+    result |= {"curves": curves, "runs": runs, "wall_seconds": wall_seconds}
+    result["steps_per_second"] = global_step / wall_seconds
+    finish(result, game, args, run_path)
     return result
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    main(tyro.cli(Args, description=__doc__))

@@ -12,31 +12,31 @@ episode the follower's Q-table is either reset, so that the episode holds all of
 save time.
 
     python ablations/continuous_follower.py
+    python ablations/continuous_follower.py --learning-rate 0.156
 
-In less than half a minute you should see that with the table reset the leader gets 2, the Stackelberg value. With the
-table kept it gets 1, the follower's choice, in most or all seeds: while the leader still acts at random, the follower
-comes to prefer action 1; no single episode changes its mind again, so that the leader best-responds to the follower.
+In half a minute you should see that with the table reset the leader gets 2, its largest payoff: no commitment gets
+more. With the table kept it gets 1, the follower's choice: while the leader still acts at random, the follower comes to
+prefer action 1, and no single episode changes its mind again, so that the leader best-responds to the follower.
+
+The second command is the learning rate that the authors' code names (`bots_pg_tabularq` in mgerstgrasser/
+oracles_and_followers, commit e98db77; its search begins at 0.004 to 0.03). The contrast largely goes: such a leader has
+settled after 20 to 40 batches, in almost half of the seeds on action 0, because a kept follower stays for a while with
+what it happened to try first. With the table reset, some leaders settle on 1 after a few unlucky batches.
 """
 
-import contextlib
-import importlib.util
-import io
-import itertools
 import json
 import math
 import os
-import re
-import shutil
-import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal
 
 import numpy as np
+import torch
+import torch.nn as nn
 import tyro
+from torch.distributions.categorical import Categorical
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -44,13 +44,13 @@ from tqdm import tqdm
 @dataclass
 class Args:
     exp_name: str = os.path.basename(__file__)[: -len(".py")]
-    """name of this experiment, part of the run's name"""
+    """name of this experiment"""
     seed: int = 1
-    """seed of every random number in the run"""
+    """seed of every random number"""
     track: bool = False
-    """track the run with Weights and Biases too (set WANDB_MODE=offline to work without the network)"""
+    """track the run with Weights and Biases too"""
     wandb_project_name: str = "stackelberg"
-    """project name in Weights and Biases"""
+    """project in Weights and Biases"""
     wandb_entity: str | None = None
     """entity (team) in Weights and Biases"""
     run_dir: str = "runs"
@@ -73,10 +73,23 @@ class Args:
     learning_rate: float = 0.008
     """Adam learning rate of the leader"""
     adam_eps: float = 0.02
-    """Adam's epsilon for the leader, so large that steps stay roughly in proportion to the gradient;
-    equal steps (1e-8) saturate the policy where a weak gradient is mostly noise, short of the optimum"""
+    """Adam's epsilon for the leader; equal steps (1e-8) saturate the policy where a weak gradient is mostly noise"""
     batch_size: int = 100
     """environment steps per leader batch, rounded up to complete episodes"""
+
+    def __post_init__(self):
+        for flag, value in asdict(self).items():
+            may_be_zero = flag in ("seed", "adam_eps")
+            if type(value) in (int, float) and not (0 < value < math.inf or (value == 0 and may_be_zero)):
+                raise ValueError(f"--{flag.replace('_', '-')} must be positive, got {value}")
+
+        self.seeds = range(self.seed, self.seed + self.num_seeds)
+        self.episode_length = self.follower_episodes + 1
+        self.num_episodes = math.ceil(self.batch_size / self.episode_length)  # batches are complete episodes
+        self.batch_steps = self.num_episodes * self.episode_length
+        self.num_batches = self.total_timesteps // self.batch_steps
+        if self.num_batches == 0:
+            raise ValueError(f"--total-timesteps must hold a batch of {self.batch_steps} steps")
 
 
 # ---------------------------------------------------------------------------------------------------------- the game
@@ -85,18 +98,22 @@ NUM_ACTIONS = 2  # action 0 is the first row or column of the payoff matrix
 
 @dataclass
 class Game:
-    """A game of one step; payoffs [leader action, follower action]."""
+    """A game of one step; payoffs [leader's action, follower's action]."""
 
     leader_payoff: np.ndarray
     follower_payoff: np.ndarray
 
     def outcomes(self) -> np.ndarray:
         """Returns the leader's payoff for each of its actions if the follower best-responds, [2]; the best of them is
-        the Stackelberg value."""
+        the Stackelberg value of deterministic leaders."""
         return self.leader_payoff[np.arange(NUM_ACTIONS), self.follower_payoff.argmax(axis=1)]
 
+    def scale(self) -> float:
+        """Returns the payoff that a unit of the leader's reward stands for: a third of the range of its payoffs."""
+        return np.ptp(self.leader_payoff).item() / 3 or 1.0
 
-ENV_ID = "battle_of_the_sexes"  # Table 3
+
+ENV_ID = "battle_of_the_sexes"  # Table 1
 GAME = Game(np.array(((2.0, 0.0), (0.0, 1.0))), np.array(((1.0, 0.0), (0.0, 2.0))))
 
 
@@ -106,13 +123,15 @@ def follower_learns(
 ) -> np.ndarray:
     """One learning episode of each seed's follower: tabular Q-learning with parameter noise. The game is one step.
 
-    Updates the action values `q`, [seeds, 2], in place; returns the follower's actions, the best of the noisy values.
+    Updates the action values `q`, [seeds, 2], in place, by the leader's actions [seeds] and the follower's payoffs;
+    returns the follower's actions [seeds], the best of the values with `noise` [seeds, 2] on them.
     """
     seeds, action = np.arange(len(q)), (q + noise).argmax(axis=1)
     q[seeds, action] += step_size * (payoff[leader_action, action] - q[seeds, action])
     return action
 
 
+# ------------------------------------------------------------------------------------------------ the exact solution
 def expected_episode(game: Game, leader_action: int, q: np.ndarray, args: Args) -> tuple[float, float, float]:
     """Returns exactly what the leader can expect that plays `leader_action` throughout an episode: its payoff summed
     over the follower's learning, and then both players' payoff in play. The follower begins with the values `q`, [2].
@@ -136,240 +155,197 @@ def expected_episode(game: Game, leader_action: int, q: np.ndarray, args: Args) 
             reached[counts[0] + 1, counts[1]] += probability - action_1
             reached[counts[0], counts[1] + 1] += action_1
             while_learning += np.dot((probability - action_1, action_1), game.leader_payoff[leader_action])
+
     played = [sum(p for counts, p in reached.items() if (gap(counts) > 0) == action) for action in (False, True)]
-    return (
-        float(while_learning),
-        float(np.dot(played, game.leader_payoff[leader_action])),
-        float(np.dot(played, payoff)),
-    )
+    leader_play, follower_play = np.dot(played, game.leader_payoff[leader_action]), np.dot(played, payoff)
+    return float(while_learning), float(leader_play), float(follower_play)
+
+
+def evaluate(actions: np.ndarray, starts: np.ndarray, args: Args) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what greedy leaders expect in play, and by how much their followers, who learn a reply from the values
+    `starts` [seeds, 2], miss the best one; [seeds] each."""
+    expected = [expected_episode(GAME, action, q, args)[1:] for action, q in zip(actions, starts, strict=True)]
+    leader_returns, follower_returns = np.array(expected).T
+    return leader_returns, GAME.follower_payoff[actions].max(axis=1) - follower_returns
 
 
 # ---------------------------------------------------------------------------------------------------------- the leader
-class Adam:
-    """Adam for arrays whose first axis is the seed: element by element, so that no seed depends on another."""
-
-    def __init__(self, learning_rate: float, eps: float = 1e-8):
-        self.learning_rate, self.eps = learning_rate, eps
-        self.mean = self.square = self.updates = 0
-
-    def step(self, parameters: np.ndarray, gradient: np.ndarray) -> None:
-        """Moves the parameters down the gradient, in place."""
-        self.updates += 1
-        self.mean = 0.9 * self.mean + 0.1 * gradient
-        self.square = 0.999 * self.square + 0.001 * gradient**2
-        mean, square = self.mean / (1 - 0.9**self.updates), self.square / (1 - 0.999**self.updates)
-        parameters -= self.learning_rate * mean / (np.sqrt(square) + self.eps)
-
-
 def draw(rngs: list[np.random.Generator], method: str, *args) -> np.ndarray:
     """Draws from each seed's own generator, so that a seed's run is the same whichever seeds run beside it."""
     return np.stack([getattr(rng, method)(*args) for rng in rngs])
 
 
-def pg_leader(
-    reset: bool, rngs: list[np.random.Generator], args: Args
-) -> Iterator[tuple[int, dict[str, np.ndarray], np.ndarray, np.ndarray]]:
+def train_leaders(
+    leaders: nn.Parameter, follower_q: np.ndarray, reset: bool, args: Args, rngs: list[np.random.Generator], log
+) -> None:
     """REINFORCE; the leader samples its action afresh in each step, whether the follower learns or play is rewarded.
 
-    The game shows the leader nothing: it has two logits. Yields the environment steps so far, scalars to log, [seeds]
-    each, the leaders' greedy actions, [seeds], and the followers' values, [seeds, 2], after each batch.
+    The game shows the leader nothing: it has two logits, [seeds, 2], and the follower two values, [seeds, 2]. Both are
+    trained in place; `log(steps, scalars)` is called after each batch, with scalars [seeds].
     """
-    length, num_seeds = args.follower_episodes + 1, len(rngs)
-    n = math.ceil(args.batch_size / length)
-    logits, follower_q = 0.01 * draw(rngs, "standard_normal", NUM_ACTIONS), np.zeros((num_seeds, NUM_ACTIONS))
-    optimizer = Adam(args.learning_rate, args.adam_eps)
-    for step in range(n * length, args.total_timesteps + 1, n * length):
-        probability = (1 + np.tanh((logits[:, 1] - logits[:, 0]) / 2)) / 2  # softmax: of action 1
-        actions = (draw(rngs, "random", (n, length)) < probability[:, None, None]).astype(int)
-        noise = args.follower_noise * draw(rngs, "standard_normal", (n, args.follower_episodes, NUM_ACTIONS))
-        replies = np.zeros((num_seeds, n), dtype=np.int64)
-        for episode in range(n):
+    optimizer = torch.optim.Adam([leaders], lr=args.learning_rate, eps=args.adam_eps)
+    shape = args.num_episodes, args.episode_length
+    for batch in tqdm(range(1, args.num_batches + 1), desc="leaders", leave=False, disable=None):
+        probs = Categorical(logits=leaders[:, None, None], validate_args=False)
+        actions = draw(rngs, "random", shape) < probs.probs[..., 1].detach().numpy()
+        actions = actions.astype(np.int64)  # [seeds, episodes, steps]
+        noise_shape = args.num_episodes, args.follower_episodes, NUM_ACTIONS
+        noise = args.follower_noise * draw(rngs, "standard_normal", noise_shape)
+        replies = np.zeros((len(rngs), args.num_episodes), dtype=np.int64)
+        for episode in range(args.num_episodes):
             if reset:
                 follower_q[:] = 0
             for t in range(args.follower_episodes):
-                action = actions[:, episode, t]
-                follower_learns(follower_q, action, noise[:, episode, t], GAME.follower_payoff, args.follower_step_size)
+                leader_action, step_noise = actions[:, episode, t], noise[:, episode, t]
+                follower_learns(follower_q, leader_action, step_noise, GAME.follower_payoff, args.follower_step_size)
             replies[:, episode] = follower_q.argmax(axis=1)
-        returns = GAME.leader_payoff[actions[..., -1], replies]  # of every step: only the last one has a reward
-        # the gradient of an action's log-probability in the logits of a softmax is one_hot(action) - probabilities
-        score = actions - probability[:, None, None]
-        gradient = -(score * returns[..., None]).mean(axis=(1, 2))
-        optimizer.step(logits, np.stack([-gradient, gradient], axis=-1))
-        scalars = {"charts/leader_return": returns.mean(axis=1)}
-        scalars["charts/follower_return"] = GAME.follower_payoff[actions[..., -1], replies].mean(axis=1)
-        log_probs = np.log1p(-np.abs(score))  # 1 - |score| is the probability of the action taken
-        scalars["losses/policy_loss"] = -(log_probs * returns[..., None]).mean(axis=(1, 2))
-        yield step, scalars, logits.argmax(axis=1), follower_q
+
+        # Only the last step of an episode has a reward, so it is the return of every step. Adam works element by
+        # element: the seeds' losses can be summed, and no seed depends on another.
+        returns = GAME.leader_payoff[actions[..., -1], replies]
+        log_probs = probs.log_prob(torch.as_tensor(actions))
+        loss = -(log_probs * torch.as_tensor(returns).unsqueeze(-1)).mean(dim=(1, 2))
+        if not loss.isfinite().all():
+            raise SystemExit("the leader's training diverged: lower --learning-rate")
+        optimizer.zero_grad()
+        loss.sum().backward()
+        optimizer.step()
+
+        follower_return = GAME.follower_payoff[actions[..., -1], replies].mean(axis=1)
+        scalars = {"charts/leader_return": returns.mean(axis=1), "charts/follower_return": follower_return}
+        log(batch * args.batch_steps, scalars | {"losses/policy_loss": loss.detach().numpy()})
 
 
-# ----------------------------------------------------------------------------------------------------- flags and files
-def fail(message: str) -> NoReturn:
-    """Ends the program with one line on stderr and exit code 2."""
-    print(f"{os.path.basename(__file__)}: error: {message}", file=sys.stderr)
-    raise SystemExit(2)
+NUM_POINTS = 50  # of a curve
+TOLERANCE = 0.05 + 1e-6  # what passes for equal, in rewards; also how likely a settled leader's other action may be
 
 
-def parse_args(argv: list[str] | None = None) -> Args:
-    """Parses the command line with tyro, cutting its box of several lines down to the error itself."""
-    box = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(box):
-            return tyro.cli(Args, args=argv, description=__doc__)
-    except SystemExit as error:
-        if error.code:
-            plain = re.sub(r"\x1b\[[0-9;]*m", "", box.getvalue())  # a terminal gets colours
-            lines = [line.strip("│ ") for line in plain.splitlines()[1:]]
-            fail(" ".join(itertools.takewhile(lambda line: line[:1] not in "─╰", lines)))
-        raise
-
-
-def check_flags(args: Args) -> None:
-    """Checks every flag that can be checked alone. Exits with 2 if one is wrong."""
-    may_be_zero = ["seed", "n_step", "learning_starts", "adam_eps", "epsilon"]
-    for flag, value in asdict(args).items():
-        name = f"--{flag.replace('_', '-')}"
-        if flag == "exp_name" and not re.fullmatch(r"[\w.-]+", value):
-            fail(f"{name} becomes part of a folder's name: use letters, digits, '_', '-' and '.', not {value!r}")
-        if isinstance(value, tuple) and not (value and np.isfinite(value).all()):
-            fail(f"{name} must be one or more finite numbers, got {' '.join(map(str, value)) or 'none'}")
-        if isinstance(value, float) and not math.isfinite(value):
-            fail(f"{name} must be a finite number, got {value}")
-        if flag in may_be_zero:
-            if not 0 <= value < 2**63:
-                fail(f"{name} must not be negative, got {value}")
-        elif isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
-            fail(f"{name} must be positive, got {value}")
-    if args.track and importlib.util.find_spec("wandb") is None:
-        fail("--track needs Weights and Biases: pip install wandb")
-
-
-def start_run(args: Args, env_id: str) -> str:
-    """Makes the run's folder and starts tracking; returns the folder. Exits with 2, nothing written, if it cannot."""
-    for second in itertools.count(int(time.time())):  # the same run, started twice in one second, needs two names
-        run_name = f"{env_id}__{args.exp_name}__{args.seed}__{second}"
-        run_path = os.path.join(args.run_dir, run_name)
-        try:
-            os.makedirs(run_path)
-            break
-        except FileExistsError:
-            continue
-        except OSError as error:
-            fail(f"--run-dir {args.run_dir}: cannot make a folder in it: {error.strerror}")
-    if args.track:
-        import wandb
-
-        names = {"name": run_name, "project": args.wandb_project_name, "entity": args.wandb_entity}
-        try:
-            wandb.init(**names, dir=run_path, config=asdict(args), sync_tensorboard=True, save_code=True)
-        except wandb.Error as error:  # no key, no network
-            shutil.rmtree(run_path)
-            fail(f"--track: {' '.join(str(error).split())}")
-    return run_path
-
-
-def write_atomically(path: str, write: Callable[[str], object]) -> None:
-    """Lets `write` make the file under another name first, so that nobody ever meets half of it."""
-    write(path + ".tmp")
-    os.replace(path + ".tmp", path)
-
-
-def summary(result: dict) -> str:
-    """Says in words what the run found; 0.1 passes for equal."""
-    value, choice, lines, leads, follows = result["stackelberg_value"], result["follower_choice"], [], {}, {}
-    for arm in dict.fromkeys(run["arm"] for run in result["runs"]):
-        runs = [run for run in result["runs"] if run["arm"] == arm]
-        greedy, training = ([run[key] for run in runs] for key in ("leader_return", "training_return"))
-        leads[arm] = sum(return_ >= value - 0.1 for return_ in greedy)
-        follows[arm] = sum(return_ <= choice + 0.1 for return_ in greedy)
-        means = f"{np.mean(greedy):.2f} ({np.mean(training):.2f} with what exploration is left)"
-        lines.append(
-            f"  {arm:<5} {means}; {value:g} in {leads[arm]}, at most {choice:g} in {follows[arm]} of {len(runs)} seeds"
-        )
-    verdict = "no clear contrast in this run"
-    if len(lines) == 1:
-        verdict = "one arm alone shows no contrast"
-    elif leads["reset"] == len(runs) and follows["kept"] >= 0.75 * len(runs):
-        verdict = "the leader leads a follower that is reset, and follows one that is kept"
-    head = f"leader's return with the follower's Q-table reset or kept (Stackelberg value {value:g})"
-    return "\n".join([f"\n{result['env_id']}: {verdict}", f"  {head}", *lines])
+def steps_to_converge(steps: np.ndarray, gaps: np.ndarray) -> int | None:
+    """Returns the first of the steps from which on the gaps stay within the tolerance, or None."""
+    stays = np.logical_and.accumulate(abs(gaps[::-1]) <= TOLERANCE)[::-1]
+    return int(steps[stays.argmax()]) if stays.any() else None
 
 
 # ------------------------------------------------------------------------------------------------------------- the run
-def main(args: Args) -> dict:
-    """Trains every leader; returns what it writes to result.json. Exits with 2, nothing written, on wrong flags."""
-    check_flags(args)
-    batch = math.ceil(args.batch_size / (args.follower_episodes + 1)) * (args.follower_episodes + 1)
-    steps = args.total_timesteps // batch * batch
-    if steps == 0:
-        fail(f"--total-timesteps {args.total_timesteps} is less than one batch of {batch} steps")
-    start_time = time.time()
-    run_path = start_run(args, ENV_ID)
-
-    seeds, runs = range(args.seed, args.seed + args.num_seeds), []
-    stackelberg_value = GAME.outcomes().max().item()
-    for arm in ["reset", "kept"] if args.arm == "both" else [args.arm]:
-        writer = SummaryWriter(os.path.join(run_path, arm))
-        rows = "\n".join(f"|{flag}|{value}|" for flag, value in asdict(args).items())
-        writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
-        rngs = [np.random.default_rng(seed) for seed in seeds]
-        arm_start, points, recent = time.time(), [], []
-        with tqdm(total=steps, desc=arm, unit="step", leave=False, disable=None) as progress:
-            for step, scalars, actions, follower_q in pg_leader(arm == "reset", rngs, args):
-                progress.update(step - progress.n)
-                recent.append(scalars["charts/leader_return"])
-                if step * 50 // steps == (step - batch) * 50 // steps:
-                    continue  # 50 points make a curve
-                # the greedy leader against a follower that has learned its reply to it, from where it is now
-                start = np.zeros_like(follower_q) if arm == "reset" else follower_q
-                expected = [expected_episode(GAME, a, q, args)[1:] for a, q in zip(actions, start, strict=True)]
-                leader_returns, follower_returns = np.array(expected).T
-                follower_regrets = GAME.follower_payoff[actions].max(axis=1) - follower_returns
-                points.append((step, np.mean(recent, axis=0), leader_returns))
-                recent = []
-                scalars = {tag: values.mean() for tag, values in scalars.items()}
-                scalars["charts/leader_return"] = points[-1][1].mean()
-                scalars["charts/leader_return_greedy"] = leader_returns.mean()
-                scalars["charts/leader_regret"] = stackelberg_value - leader_returns.mean()
-                scalars["charts/follower_regret"] = follower_regrets.mean()
-                scalars["charts/stackelberg_value"] = stackelberg_value
-                scalars["charts/SPS"] = int(step * len(seeds) / (time.time() - arm_start))
-                for tag, scalar in scalars.items():
-                    writer.add_scalar(tag, scalar, step)
-        writer.close()
-        for i, seed in enumerate(seeds):
-            run = {"arm": arm, "seed": seed, "leader_return": leader_returns[i].item()}
-            run["training_return"] = np.mean([training[i] for _, training, _ in points[-5:]]).item()
-            run["stackelberg_value"] = stackelberg_value
-            run["leader_regret"] = stackelberg_value - run["leader_return"]
-            run["follower_regret"] = follower_regrets[i].item()
-            run["leader_policy"] = [actions[i].item()]
-            run["curve"] = [[step, training[i].item()] for step, training, _ in points]
-            run["curve_greedy"] = [[step, greedy[i].item()] for step, _, greedy in points]
-            runs.append(run)
+def start_run(args: Args) -> str:
+    """Makes the run's folder and returns it; starts Weights and Biases if asked for."""
+    run_name = f"{ENV_ID}__{args.exp_name}__{args.seed}__{int(1000 * time.time())}"
+    os.makedirs(f"{args.run_dir}/{run_name}")
     if args.track:
         import wandb
 
-        wandb.finish()
-    wall_seconds = time.time() - start_time
-    result = {
-        "script": os.path.basename(__file__),
-        "env_id": ENV_ID,
-        "seed": args.seed,
-        "args": asdict(args),
-        "stackelberg_value": stackelberg_value,
-        "follower_choice": GAME.leader_payoff.ravel()[GAME.follower_payoff.argmax()].item(),
-        "leader_steps": steps,
-        "runs": runs,
-        "wall_seconds": wall_seconds,
-        "steps_per_second": steps * len(runs) / wall_seconds,
-    }
-    result_path = os.path.join(run_path, "result.json")
-    write_atomically(result_path, lambda path: Path(path).write_text(json.dumps(result) + "\n"))
-    print(summary(result))
-    print(f"  speed              {result['steps_per_second']:,.0f} steps per second, {wall_seconds:.1f} s in all")
-    print(f"  curves             tensorboard --logdir {run_path}\n  result             {result_path}")
+        # dir: in the run's own folder, W&B would take its links to the event files for new ones and send them again
+        names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": run_name}
+        wandb.init(**names, dir=args.run_dir, config=asdict(args), sync_tensorboard=True, save_code=True)
+    return f"{args.run_dir}/{run_name}"
+
+
+def start_writer(path: str, args: Args) -> SummaryWriter:
+    """Returns the writer of an arm's curves."""
+    writer = SummaryWriter(path)
+    flags = "\n".join(f"|{flag}|{value}|" for flag, value in asdict(args).items())
+    writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{flags}")
+    returns = ["charts/leader_return", "charts/leader_return_greedy", "charts/stackelberg_value"]
+    writer.add_custom_scalars({"returns": {"leader and optimum": ["Multiline", returns]}})
+    return writer
+
+
+def train_arm(arm: str, args: Args, run_path: str) -> list[dict]:
+    """Trains the leaders of one arm and writes their mean curves; returns what result.json says about each."""
+    start_time, writer = time.time(), start_writer(f"{run_path}/{arm}", args)
+    rngs = [np.random.default_rng(seed) for seed in args.seeds]
+    leaders = nn.Parameter(torch.as_tensor(0.01 * draw(rngs, "standard_normal", NUM_ACTIONS)))
+    follower_q = np.zeros((args.num_seeds, NUM_ACTIONS))
+    optimum = GAME.outcomes().max().item()
+    history = []  # after each batch: exploring returns, the leaders' probability of action 1, the followers' values
+    curve, recent = [], []  # [step, greedy returns, exploring returns since the last point, the followers' regret]
+    points = {math.ceil(i * args.num_batches / NUM_POINTS) for i in range(1, NUM_POINTS + 1)}
+
+    def log(step: int, scalars: dict[str, np.ndarray]):
+        recent.append(scalars["charts/leader_return"])
+        history.append((recent[-1], leaders.detach().softmax(-1)[:, 1].numpy(), follower_q.copy()))
+        if len(history) not in points:
+            return
+        starts = np.zeros_like(follower_q) if arm == "reset" else follower_q
+        greedy, regret = evaluate(leaders.argmax(-1).numpy(), starts, args)
+        exploring = np.mean(recent, axis=0)
+        curve.append((step, greedy, exploring, regret))
+        recent.clear()
+        scalars |= {"charts/leader_return": exploring, "charts/leader_return_greedy": greedy}
+        scalars |= {"charts/leader_regret": optimum - greedy, "charts/follower_regret": regret}
+        scalars |= {"charts/stackelberg_value": optimum}
+        scalars |= {"charts/SPS": args.num_seeds * step / (time.time() - start_time)}
+        for tag, values in scalars.items():
+            writer.add_scalar(tag, np.mean(values), step)
+
+    train_leaders(leaders, follower_q, arm == "reset", args, rngs, log)
+    writer.close()
+
+    batch_steps = args.batch_steps * np.arange(1, len(history) + 1)
+    all_returns, probabilities, follower_values = (np.array(x) for x in zip(*history, strict=True))
+    steps, greedy, exploring, regret = (np.array(x) for x in zip(*curve, strict=True))
+    runs = []
+    for i, action in enumerate(leaders.argmax(-1).tolist()):
+        run = {"arm": arm, "seed": args.seeds[i]}
+        run["leader_return"] = all_returns[-math.ceil(len(history) / 10) :, i].mean()
+        run |= {"leader_return_greedy": greedy[-1, i], "stackelberg_value": optimum}
+        run |= {"leader_regret": optimum - greedy[-1, i], "follower_regret": regret[-1, i]}
+        run |= {"leader_policy": [action], "follower_policy": [follower_q[i].argmax().item()]}
+        for name, returns in (("steps_to_converge", greedy), ("steps_to_converge_exploring", exploring)):
+            run[name] = steps_to_converge(steps, (returns[:, i] - optimum) / GAME.scale())
+        # from when on the leader plays its final action in 95 % of cases, and what the follower's table said
+        run["steps_to_settle"] = settled = steps_to_converge(batch_steps, probabilities[:, i] - action)
+        run["follower_values_after_first_batch"] = follower_values[0, i].tolist()
+        run["follower_values_when_settled"] = None
+        if settled is not None:
+            run["follower_values_when_settled"] = follower_values[settled // args.batch_steps - 1, i].tolist()
+        run["curve"] = [[*point] for point in zip(steps.tolist(), greedy[:, i], exploring[:, i], strict=True)]
+        runs.append(run)
+    return runs
+
+
+def finish(result: dict, run_path: str) -> None:
+    """Writes result.json, of which nobody ever meets half, and says in words what was found."""
+    with open(f"{run_path}/result.json.tmp", "w") as file:
+        json.dump(result, file)
+    os.replace(f"{run_path}/result.json.tmp", f"{run_path}/result.json")
+    optimum, choice, tolerance = result["stackelberg_value"], result["follower_choice"], TOLERANCE * GAME.scale()
+    print(
+        f"\nlearning rate {result['args']['learning_rate']:g}: the optimum is {optimum:g}, the leader's largest payoff"
+    )
+    for arm in dict.fromkeys(run["arm"] for run in result["runs"]):
+        runs = [run for run in result["runs"] if run["arm"] == arm]
+        greedy, exploring = np.array([[run["leader_return_greedy"], run["leader_return"]] for run in runs]).T
+        leads, follows = (greedy >= optimum - tolerance).sum(), (greedy <= choice + tolerance).sum()
+        print(f"  Q-table {arm:<5}      {greedy.mean():.2f} greedy, {exploring.mean():.2f} as they explore: ", end="")
+        print(
+            f"{leads} of {len(runs)} leaders at {optimum:g}, {follows} at the follower's choice, {choice:g}, or below"
+        )
+        batches = [run["steps_to_settle"] or math.inf for run in runs]
+        median = np.median(batches) / result["batch_steps"]
+        first = [np.argmax(run["follower_values_after_first_batch"]) == run["leader_policy"][0] for run in runs]
+        print(f"    settled on an action (95 %) after {median:g} batches (median); ", end="")
+        print(f"{sum(first)} on what the follower preferred after the first batch")
+    print(f"  curves             tensorboard --logdir {run_path}\n  result             {run_path}/result.json")
+
+
+def main(args: Args) -> dict:
+    """Trains every leader; returns what it writes to result.json."""
+    torch.set_num_threads(1)  # a thread pool costs more than it gives with models of this size
+    start_time = time.time()
+    run_path = start_run(args)
+    arms = ["reset", "kept"] if args.arm == "both" else [args.arm]
+    runs = [run for arm in arms for run in train_arm(arm, args, run_path)]
+
+    leader_steps, wall_seconds = args.num_batches * args.batch_steps, time.time() - start_time
+    result = {"script": os.path.basename(__file__), "env_id": ENV_ID, "seed": args.seed, "args": asdict(args)}
+    result |= {"stackelberg_value": GAME.outcomes().max().item()}
+    result |= {"follower_choice": GAME.leader_payoff.ravel()[GAME.follower_payoff.argmax()].item()}
+    result |= {"leader_steps": leader_steps, "batch_steps": args.batch_steps, "runs": runs}
+    result |= {"wall_seconds": wall_seconds, "steps_per_second": leader_steps * len(runs) / wall_seconds}
+    finish(result, run_path)
     return result
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    main(tyro.cli(Args, description=__doc__))

@@ -13,28 +13,21 @@ Multi-Agent RL", the dashed lines of Figure 1:
 Every candidate leader meets a follower that knows nothing and learns by policy gradient, and is scored by what it gets
 while that follower learns (the original's aim) or only once it has learned (`--no-reward-during-learning`: Lemma 1).
 Evolution strategies follow the scores. The original is known to have used 1.28 billion steps, and no learning curve of
-it was published; population, noise, rates and the follower's schedule are ours. In well under a minute for 10^8 steps
-you should see the leader defect first and then reciprocate, for a greedy return of -0.90 per step; the leader as it is,
-with its probabilities, gets more: it defects now and then, as often as the follower will bear.
+it was published; population, noise, rates and the follower's schedule are ours. In a few seconds you should see the
+leader defect first and then reciprocate. Made greedy, it gets -0.90 per step, the optimum of deterministic memory-1
+leaders against stationary followers. As it is, stochastic, it gets -0.85: it defects now and then on a follower that
+goes on cooperating. Stochastic memory-1 leaders can get up to -0.50.
 """
 
-import contextlib
-import importlib.util
-import io
 import itertools
 import json
 import math
 import os
-import re
-import shutil
-import sys
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
+import torch
 import tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -43,26 +36,25 @@ from tqdm import tqdm
 @dataclass
 class Args:
     exp_name: str = os.path.basename(__file__)[: -len(".py")]
-    """name of this experiment, part of the run's name"""
+    """name of this experiment"""
     seed: int = 1
-    """seed of every random number in the run"""
+    """seed of every random number"""
     track: bool = False
-    """track the run with Weights and Biases too (set WANDB_MODE=offline to work without the network)"""
+    """track the run with Weights and Biases too"""
     wandb_project_name: str = "stackelberg"
-    """project name in Weights and Biases"""
+    """project in Weights and Biases"""
     wandb_entity: str | None = None
     """entity (team) in Weights and Biases"""
     run_dir: str = "runs"
     """folder that the run's own folder is made in"""
 
     env_id: str = "prisoners_dilemma"
-    """a game of the paper's Table 3, or a name for the game whose payoffs you give; Table 3 has
-    prisoners_dilemma, stag_hunt, assurance, coordination, mixedharmony, harmony,
-    noconflict, deadlock, prisoners_delight, hero, battle and chicken"""
+    """a game of the paper's Table 3 (prisoners_dilemma, stag_hunt, assurance, coordination, mixedharmony, harmony,
+    noconflict, deadlock, prisoners_delight, hero, battle, chicken), or a name for your own"""
     leader_payoff: tuple[float, ...] = ()
-    """your own game: the leader's four payoffs, row by row (row = leader's action, column = follower's action)"""
+    """your own game: the leader's payoffs, row by row (row = leader's action, column = follower's action)"""
     follower_payoff: tuple[float, ...] = ()
-    """your own game: the follower's four payoffs in the same layout (not transposed)"""
+    """your own game: the follower's payoffs in the same layout (not transposed)"""
     num_steps: int = 10
     """game steps per episode of the game"""
     total_timesteps: int = 100_000_000
@@ -75,10 +67,9 @@ class Args:
     follower_episodes: int = 16
     """episodes of the game per update, and those that a follower plays greedily after the last one"""
     follower_step_size: float = 1.0
-    """step size of the follower's gradient ascent (no Adam), in logits per unit of centred reward"""
+    """step size of the follower's gradient ascent (no Adam), in logits per unit of reward"""
     evaluation_followers: int = 16
-    """followers that learn against each of the 32 leader tables, before training and not in the budget: their mean
-    says what a greedy leader gets"""
+    """followers that learn against each of the 32 leader tables, for what a greedy leader gets; not in the budget"""
 
     population: int = 128
     """leaders per generation, half of them mirror images of the other half; each meets a follower of its own"""
@@ -87,12 +78,34 @@ class Args:
     learning_rate: float = 0.1
     """Adam learning rate of the mean, in logits"""
 
+    def __post_init__(self):
+        may_be_zero = {"seed"}
+        for flag, value in asdict(self).items():
+            if type(value) in (int, float) and not (0 < value < math.inf or (value == 0 and flag in may_be_zero)):
+                raise ValueError(f"--{flag.replace('_', '-')} must be positive, got {value}")
+        payoffs = self.leader_payoff, self.follower_payoff
+        if payoffs == ((), ()):
+            if self.env_id not in PAYOFFS:
+                raise ValueError(f"no game {self.env_id!r}: choose from {', '.join(PAYOFFS)}, or give your own payoffs")
+            payoffs = np.ravel(PAYOFFS[self.env_id]), np.transpose(PAYOFFS[self.env_id]).ravel()
+        elif self.env_id in PAYOFFS:
+            self.env_id = "custom"
+        if not all(len(payoff) == 4 and np.abs(payoff).max() < 1e30 for payoff in payoffs):
+            raise ValueError("--leader-payoff and --follower-payoff must be four numbers each, row by row")
+        self.game = MatrixGame(*payoffs, self.num_steps)
+
+        if self.population % 2 or self.follower_episodes < 2:
+            raise ValueError("--population must be even (mirror images), --follower-episodes at least 2 (baseline)")
+        self.generation_steps = self.population * (self.follower_updates + 1) * self.follower_episodes * self.num_steps
+        self.generations = self.total_timesteps // self.generation_steps
+        if self.generations < 1:
+            raise ValueError(f"--total-timesteps must hold a generation, {self.generation_steps} steps")
+
 
 # ---------------------------------------------------------------------------------------------------------- the game
 NUM_ACTIONS = 2  # action 0 is the first row or column of the payoff matrix
-NUM_OBSERVATIONS = 1 + NUM_ACTIONS**2  # the start, then one for each pair of last actions (leader's, follower's)
+NUM_OBSERVATIONS = 1 + NUM_ACTIONS**2  # the start, then 1 + 2 * leader's last action + follower's last action
 START = 0
-OBSERVATIONS = ("start", "00", "01", "10", "11")
 
 # Leader payoffs of Table 3; all games are symmetric, so the follower's payoffs are the transpose.
 PAYOFFS = {
@@ -114,34 +127,26 @@ PAYOFFS = {
 class MatrixGame:
     """An iterated 2x2 game of `num_steps` steps; both players observe the last pair of actions.
 
-    `leader_payoff` and `follower_payoff`, [leader action, follower action], are in the user's scale, in which
-    everything is reported. `leader_reward` and `follower_reward` are the same, centred on 0 and stretched to +-1.5, as
-    in the paper's training (Appendix F): this changes no equilibrium, and the learning rates fit every game. One unit
-    of reward is `leader_scale` or `follower_scale` units of payoff (1 in the paper's games).
+    `reward`, [player, leader's action, follower's action], are the payoffs centred on 0 and stretched to +-1.5, as in
+    the paper's training (Appendix F). This changes no equilibrium, and the learning rates fit payoffs of any scale.
+    A unit of a player's reward is `scale[player]` units of payoff, 1 in the paper's games; player 0 is the leader.
     """
 
     def __init__(self, leader_payoff, follower_payoff, num_steps: int = 10):
-        self.leader_payoff = np.array(leader_payoff, dtype=np.float64).reshape(NUM_ACTIONS, NUM_ACTIONS)
-        self.follower_payoff = np.array(follower_payoff, dtype=np.float64).reshape(NUM_ACTIONS, NUM_ACTIONS)
-        self.num_steps = num_steps
-        self.leader_reward, self.leader_scale = self.centre(self.leader_payoff)
-        self.follower_reward, self.follower_scale = self.centre(self.follower_payoff)
+        payoffs = np.array([leader_payoff, follower_payoff], dtype=np.float64).reshape(2, NUM_ACTIONS, NUM_ACTIONS)
+        low, high = payoffs.min(axis=(1, 2), keepdims=True), payoffs.max(axis=(1, 2), keepdims=True)
+        centre, scale = (low + high) / 2, np.where(high > low, (high - low) / 3, 1.0)
+        self.reward, self.centre, self.scale = (payoffs - centre) / scale, centre.ravel(), scale.ravel()
+        self.num_steps, self.episode_length = num_steps, NUM_OBSERVATIONS + num_steps
 
-    @staticmethod
-    def centre(payoff: np.ndarray) -> tuple[np.ndarray, float]:
-        """Returns the payoffs [2, 2] mapped to [-1.5, 1.5], and the payoff that one unit of the result stands for."""
-        scale = (payoff.max() - payoff.min()) / 3 or 1.0
-        return (payoff - (payoff.max() + payoff.min()) / 2) / scale, float(scale)
-
-    @staticmethod
-    def next_observation(leader_action: np.ndarray, follower_action: np.ndarray) -> np.ndarray:
-        """Returns what both players observe after these actions (all of one shape)."""
-        return 1 + NUM_ACTIONS * leader_action + follower_action
+    def payoff(self, player: int, reward):
+        """Returns the payoff that a player's reward, a number or an array, stands for."""
+        return self.centre[player] + self.scale[player] * reward
 
 
 # -------------------------------------------------------------------------------------------------------- policies
-# A table is a deterministic memory-1 policy, [5]: the action in each observation. As answers to the queries, the
-# leader's table is the follower's context; TABLES[i] is the table, or context, with index i.
+# A table is a deterministic memory-1 policy, [5]: the action in each observation; TABLES[i] is the table with index i.
+# Leader and followers learn logits, [5], of action 1 in each observation. Made greedy, their policies are tables.
 TABLES = np.array(list(itertools.product(range(NUM_ACTIONS), repeat=NUM_OBSERVATIONS)))
 
 
@@ -151,400 +156,275 @@ def table_index(table: np.ndarray) -> np.ndarray:
 
 
 # ------------------------------------------------------------------------------------------------ the exact solution
-def play(game: MatrixGame, leader_tables: np.ndarray, follower_tables: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Plays one episode for each pair of tables [n, 5]; returns both players' mean payoff per game step, [n]."""
+def play(game: MatrixGame, leader_tables: np.ndarray, follower_policies: np.ndarray, uniforms=0.5):
+    """Plays an episode for each leader table and follower's probabilities of action 1, both [n, 5].
+
+    Uniform numbers, [num_steps, n], decide, and matter only where a probability is neither 0 nor 1. Returns
+    observations and follower's actions, [num_steps, n], and both players' rewards, [2, num_steps, n].
+    """
     rows = np.arange(len(leader_tables))
-    observation = np.full(len(rows), START)
-    leader_return, follower_return = np.zeros(len(rows)), np.zeros(len(rows))
-    for _ in range(game.num_steps):
-        leader_action, follower_action = leader_tables[rows, observation], follower_tables[rows, observation]
-        leader_return += game.leader_payoff[leader_action, follower_action]
-        follower_return += game.follower_payoff[leader_action, follower_action]
-        observation = game.next_observation(leader_action, follower_action)
-    return leader_return / game.num_steps, follower_return / game.num_steps
+    uniforms = np.broadcast_to(uniforms, (game.num_steps, len(rows)))
+    observations, leader_actions, follower_actions = np.full((3, *uniforms.shape), START)
+    for t in range(game.num_steps):
+        if t > 0:
+            observations[t] = 1 + NUM_ACTIONS * leader_actions[t - 1] + follower_actions[t - 1]
+        leader_actions[t] = leader_tables[rows, observations[t]]
+        follower_actions[t] = uniforms[t] < follower_policies[rows, observations[t]]
+    return observations, follower_actions, game.reward[:, leader_actions, follower_actions]
 
 
 def solve(game: MatrixGame) -> tuple[float, float, np.ndarray]:
-    """Solves the game (Definition 2) by enumeration: 32 leader tables x 32 stationary follower tables.
+    """Returns the exact optimum of deterministic memory-1 leaders against stationary followers (32 x 32 tables), if the
+    follower breaks ties in the leader's favour (Definition 2) and if it breaks them against it, and the follower's best
+    against each leader, [32]; all as mean rewards per step.
 
-    Returns the leader's optimal return if the follower breaks ties in its favour, the same if it breaks them against
-    it, and the follower's best return against each leader table, [32]; all per game step, in the scale of the payoffs.
+    Both restrictions matter. In the prisoner's dilemma stochastic memory-1 leaders reach -0.50 instead of -0.90, and
+    against a follower that knows how many steps are left the optimum is -1.10 (benchmark/results/commitments.csv).
     """
     n = len(TABLES)
-    leader, follower = play(game, TABLES.repeat(n, axis=0), np.tile(TABLES, (n, 1)))
-    leader, follower = leader.reshape(n, n), follower.reshape(n, n)
-    best = follower.max(axis=1)
-    is_best = follower >= best[:, None] - 1e-9 * game.follower_scale
-    optimistic, pessimistic = np.where(is_best, leader, -np.inf), np.where(is_best, leader, np.inf)
-    return optimistic.max().item(), pessimistic.min(axis=1).max().item(), best
+    _, _, rewards = play(game, TABLES.repeat(n, axis=0), np.tile(TABLES, (n, 1)))
+    leader_rewards, follower_rewards = rewards.mean(axis=1).reshape(2, n, n)
+    best = follower_rewards.max(axis=1)
+    is_best = follower_rewards >= best[:, None] - 1e-9
+    optimistic, pessimistic = np.where(is_best, leader_rewards, -np.inf), np.where(is_best, leader_rewards, np.inf)
+    return optimistic.max(), pessimistic.min(axis=1).max(), best
 
 
-def best_response_return(game: MatrixGame, leader: np.ndarray) -> float:
-    """Returns what a leader with these probabilities of action 1, [5], gets per game step from the best of the 32
-    follower tables, ties broken for the leader: exact expectations, by following the probability of each observation.
-    """
-    reached = np.zeros((len(TABLES), NUM_OBSERVATIONS))
-    reached[:, START] = 1
-    returns, rows = np.zeros((2, len(TABLES))), np.arange(len(TABLES))[:, None]
+def best_response_reward(game: MatrixGame, leader: np.ndarray) -> float:
+    """Returns the mean reward per step of a leader with these probabilities of action 1, [5], against the best of the
+    32 follower tables, ties broken for the leader: exactly, by following the probability of each observation."""
+    rows = np.arange(len(TABLES))[:, None]
+    reached = np.tile(np.eye(NUM_OBSERVATIONS)[START], (len(TABLES), 1))
+    rewards = np.zeros((2, len(TABLES)))
     for _ in range(game.num_steps):
         reached_next = np.zeros_like(reached)
         for action, probability in enumerate((1 - leader, leader)):
             weight = reached * probability
-            returns[0] += (weight * game.leader_payoff[action, TABLES]).sum(axis=1) / game.num_steps
-            returns[1] += (weight * game.follower_payoff[action, TABLES]).sum(axis=1) / game.num_steps
-            np.add.at(reached_next, (rows, game.next_observation(action, TABLES)), weight)
+            rewards += (weight * game.reward[:, action, TABLES]).sum(axis=-1) / game.num_steps
+            np.add.at(reached_next, (rows, 1 + NUM_ACTIONS * action + TABLES), weight)
         reached = reached_next
-    return returns[0, returns[1] >= returns[1].max() - 1e-9 * game.follower_scale].max().item()
+    return rewards[0, rewards[1] >= rewards[1].max() - 1e-9].max()
+
+
+TOLERANCE = 0.05 + 1e-6  # what passes for equal, in mean rewards: half of what one step of ten can change
+
+
+def steps_to_converge(steps: np.ndarray, gaps: np.ndarray) -> int | None:
+    """Returns the first of the steps from which on the gaps stay within the tolerance, or None."""
+    stays = np.logical_and.accumulate(abs(gaps[::-1]) <= TOLERANCE)[::-1]
+    return int(steps[stays.argmax()]) if stays.any() else None
 
 
 # -------------------------------------------------------------------------------------------- sampled episodes, fast
-class Episodes:
-    """B episodes for each of P pairs of a leader and a follower, T steps, sampled in NumPy at about 15 ns per step.
+# B episodes for each of P pairs of a leader and a follower, T steps each, at about 15 ns per step. What makes it fast:
+# arrays stay in the cache, and while playing, every number is a byte. A probability is a threshold, in 1/256: action 1
+# is taken if a random byte is below it. An action is a mask, 0 or 255, so that a policy is looked up without an index.
+# With last actions l and f, and ^ for exclusive or, the threshold is
+#     t00 ^ (l & (t00 ^ t10)) ^ (f & (t00 ^ t01)) ^ (l & f & (t00 ^ t01 ^ t10 ^ t11)).
+# Likewise, any reward is a constant and a weighted sum of three features: l, f and l * f, as 0 or 1.
+def thresholds(probabilities: np.ndarray) -> np.ndarray:
+    """Returns probabilities as bytes, multiples of 1/256, from 1/256 to 255/256: every action is tried."""
+    return np.clip(np.rint(256 * probabilities), 1, 255).astype(np.uint8)
 
-    What makes it fast: buffers are made once; arrays stay in the cache; while playing, every number is a byte. A
-    policy is a threshold per observation, in 1/256: action 1 is taken if a random byte is below it. (So probabilities
-    are multiples of 1/256, from 1/256 to 255/256.) An action is a mask, 0 or 255. Then a policy is looked up without
-    an index: with last actions l and f, and ^ for exclusive or,
 
-        threshold = t00 ^ (l & (t00 ^ t10)) ^ (f & (t00 ^ t01)) ^ (l & f & (t00 ^ t01 ^ t10 ^ t11))
+def sample_episodes(leaders: np.ndarray, followers: np.ndarray, args: Args, rng: np.random.Generator) -> np.ndarray:
+    """Plays all episodes with the thresholds [5, P] of each pair's leader and follower; returns the features of every
+    step, [3, T, B, P]: leader's action, follower's action, their product."""
+    start, t00, t01, t10, t11 = np.stack((leaders, followers), axis=1)[:, :, None]  # [2, 1, P] each
+    by_leader, by_follower, by_both = t00 ^ t10, t00 ^ t01, t00 ^ t01 ^ t10 ^ t11
+    shape = args.num_steps, args.follower_episodes, leaders.shape[1]
+    draws = np.frombuffer(rng.bytes(2 * math.prod(shape)), dtype=np.uint8).reshape(shape[0], 2, *shape[1:])
+    masks = np.empty((3, *shape), dtype=np.uint8)
+    threshold = start
+    for t in range(args.num_steps):
+        np.negative((draws[t] < threshold).view(np.uint8), out=masks[:2, t])  # 1 becomes 255
+        masks[2, t] = masks[0, t] & masks[1, t]
+        leader, follower, both = masks[:, t]
+        threshold = t00 ^ (leader & by_leader) ^ (follower & by_follower) ^ (both & by_both)
+    return (masks & 1).astype(np.float32)
 
-    Likewise, any payoff is a constant and a weighted sum of three features: l, f and l & f, as 0 or 1.
-    """
 
-    def __init__(self, game: MatrixGame, num_pairs: int, num_episodes: int, seed: int):
-        self.game, self.shape = game, (game.num_steps, num_episodes, num_pairs)
-        self.random = np.random.SFC64(seed)
-        self.masks = np.empty((3, *self.shape), dtype=np.uint8)  # the leader's action, the follower's, both
-        self.features = np.empty((3, *self.shape), dtype=np.float32)  # the same as 0 or 1
-        # the terms of the thresholds, both players'; the threshold and one term of it, now
-        self.terms = np.empty((NUM_OBSERVATIONS, 2, *self.shape[1:]), dtype=np.uint8)
-        self.threshold, self.term = np.empty((2, 2, *self.shape[1:]), dtype=np.uint8)
-        self.returns, self.weighted, self.product = np.empty((3, *self.shape), dtype=np.float32)
+def feature_weights(game: MatrixGame) -> np.ndarray:
+    """Returns how much each feature adds to each player's reward for actions 0, 0: [2, 3]."""
+    (r00, r01), (r10, r11) = game.reward.transpose(1, 2, 0)
+    return np.stack((r10 - r00, r01 - r00, r11 - r10 - r01 + r00), axis=1).astype(np.float32)
 
-    @staticmethod
-    def quantise(probabilities: np.ndarray) -> np.ndarray:
-        """Returns probabilities as thresholds, bytes."""
-        return np.clip(np.rint(256 * probabilities), 1, 255).astype(np.uint8)
 
-    def play(self, leader: np.ndarray, follower: np.ndarray) -> None:
-        """Plays all episodes with the thresholds of each pair's leader and follower, [5, P]."""
-        for player, (start, t00, t01, t10, t11) in enumerate((leader, follower)):
-            terms = np.stack((start, t00, t00 ^ t10, t00 ^ t01, t00 ^ t01 ^ t10 ^ t11))
-            self.terms[:, player] = terms[:, None]
-        start, constant, *slopes = self.terms
-        num_bytes = 2 * math.prod(self.shape)
-        draws = self.random.random_raw(num_bytes // 8 + 1).view(np.uint8)[:num_bytes].reshape(-1, *start.shape)
-        for t in range(len(draws)):
-            np.copyto(self.threshold, constant if t else start)
-            for mask, slope in zip(self.masks[:, t - 1], slopes, strict=True) if t else ():
-                np.bitwise_and(mask, slope, out=self.term)
-                np.bitwise_xor(self.threshold, self.term, out=self.threshold)
-            np.less(draws[t], self.threshold, out=self.term.view(bool))
-            np.negative(self.term, out=self.masks[:2, t])  # 1 becomes 255
-            np.bitwise_and(self.masks[0, t], self.masks[1, t], out=self.masks[2, t])
-        np.bitwise_and(self.masks, 1, out=self.masks)
-        self.features[:] = self.masks
+def mean_rewards(game: MatrixGame, features: np.ndarray) -> np.ndarray:
+    """Returns both players' mean rewards per step of each pair, [2, P]."""
+    return game.reward[:, 0, 0, None] + feature_weights(game) @ features.mean(axis=(1, 2))
 
-    @staticmethod
-    def weights(payoff: np.ndarray) -> np.ndarray:
-        """Returns the weights of the three features, [3], in payoff - payoff[0, 0], [2, 2]."""
-        (_, follower), (leader, both) = payoff - payoff[0, 0]
-        return np.array((leader, follower, both - leader - follower))
 
-    def mean_payoff(self, payoff: np.ndarray) -> np.ndarray:
-        """Returns the mean payoff per game step of each pair, [P]."""
-        return payoff[0, 0] + self.weights(payoff) @ self.features.mean(axis=(1, 2))
-
-    def follower_gradient(self, thresholds: np.ndarray) -> np.ndarray:
-        """Returns REINFORCE's gradient for the followers' logits, [5, P], in the episodes last played.
-
-        It is the mean over episodes of the sum over steps of (action - probability) * (return to go - baseline); the
-        baseline is the mean return to go of the pair's episodes at that step.
-        """
-        returns, weights = self.returns, self.weights(self.game.follower_reward).astype(np.float32)
-        np.matmul(weights, self.features.reshape(3, -1), out=returns.reshape(-1))  # up to a constant: see baseline
-        for t in range(len(returns) - 2, -1, -1):
-            returns[t] += returns[t + 1]
-        returns -= returns.mean(axis=1, keepdims=True)
-        np.multiply(returns, self.features[1], out=self.weighted)
-        taken, all_ = self.sum_by_observation(self.weighted), self.sum_by_observation(returns)
-        return (taken - thresholds / np.float32(256) * all_) / self.shape[1]
-
-    def sum_by_observation(self, x: np.ndarray) -> np.ndarray:
-        """Sums x, [T, B, P], over the steps at which each observation was made: [5, P]."""
-        leader, follower, both = (
-            np.multiply(x[1:], feature[:-1], out=self.product[1:]).sum(axis=(0, 1)) for feature in self.features
-        )
-        neither = x[1:].sum(axis=(0, 1)) - leader - follower + both
-        return np.stack((x[0].sum(axis=0), neither, follower - both, leader - both, both))
+def summed_advantages(game: MatrixGame, features: np.ndarray) -> np.ndarray:
+    """Returns the followers' advantages, summed over all steps with the same observation and follower's action,
+    [2 actions, 5, P]. They are returns to go, less the mean over the pair's episodes at that step."""
+    returns = np.tensordot(feature_weights(game)[1], features, axes=1)  # up to a constant, which the mean has too
+    for t in range(game.num_steps - 2, -1, -1):
+        returns[t] += returns[t + 1]
+    advantages = returns - returns.mean(axis=1, keepdims=True)
+    by_action = np.stack((advantages * (1 - features[1]), advantages * features[1]))  # [2, T, B, P]
+    # by the last actions: the sums where the leader's was 1, where the follower's was 1, and where both were
+    leader, follower, both = np.einsum("ktbp,atbp->kap", features[:, :-1], by_action[:, 1:])
+    neither = by_action[:, 1:].sum(axis=(1, 2)) - leader - follower + both
+    return np.stack((by_action[:, 0].sum(axis=1), neither, follower - both, leader - both, both), axis=1)
 
 
 # ------------------------------------------------------------------------------------------------------- the learners
-def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Returns the probabilities of action 1."""
-    return (1 + np.tanh(logits / 2)) / 2  # cannot overflow
-
-
-def train_followers(
-    game: MatrixGame, episodes: Episodes, leaders: np.ndarray, args: Args
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def train_followers(leaders: np.ndarray, args: Args, rng: np.random.Generator):
     """Lets a follower learn from scratch against each of the leaders, probabilities of action 1, [5, P].
 
-    Returns the leaders' payoff while the followers learn, the leaders' and the followers' payoff in the episodes that
-    the followers, greedy and frozen, play afterwards, all per game step, [P], and the followers' logits, [5, P].
+    Returns the leaders' rewards while the followers learn, [P], both players' rewards in the episodes that the
+    followers, greedy and frozen, play afterwards, [2, P], all means per step, and the followers' logits, [5, P].
     """
-    leaders, logits = episodes.quantise(leaders), np.zeros(leaders.shape, dtype=np.float32)
+    leaders = thresholds(leaders)
+    logits = torch.zeros(leaders.shape, requires_grad=True)
+    signs = torch.tensor((-1.0, 1.0))[:, None, None]  # of actions 0 and 1
     during = np.zeros(leaders.shape[1])
     for _ in range(args.follower_updates):
-        followers = episodes.quantise(sigmoid(logits))
-        episodes.play(leaders, followers)
-        if args.reward_during_learning:
-            during += episodes.mean_payoff(game.leader_payoff) / args.follower_updates
-        logits += args.follower_step_size * episodes.follower_gradient(followers)
-    episodes.play(leaders, episodes.quantise(logits > 0))
-    return during, episodes.mean_payoff(game.leader_payoff), episodes.mean_payoff(game.follower_payoff), logits
+        features = sample_episodes(leaders, thresholds(logits.detach().sigmoid().numpy()), args, rng)
+        during += mean_rewards(args.game, features)[0] / args.follower_updates
+
+        # REINFORCE. A step's log-probability depends on observation and action alone, so that the advantages of steps
+        # alike in both can be summed first: autograd gets [2, 5, P] terms instead of [T, B, P].
+        advantages = torch.as_tensor(summed_advantages(args.game, features)) / args.follower_episodes
+        logprobs = torch.nn.functional.logsigmoid(signs * logits)
+        (gradient,) = torch.autograd.grad(logprobs, logits, grad_outputs=advantages)
+        logits.data += args.follower_step_size * gradient
+    if not logits.isfinite().all():
+        raise SystemExit("the followers' training diverged: lower --follower-step-size")
+    logits = logits.detach().numpy()
+    after = mean_rewards(args.game, sample_episodes(leaders, thresholds(logits > 0), args, rng))
+    return during, after, logits
 
 
-def train_leader(game: MatrixGame, num_generations: int, args: Args) -> Iterator[tuple[int, np.ndarray, dict]]:
+def train_leader(args: Args, log) -> np.ndarray:
     """Evolution strategies: Adam on the gradient of the ranks' expectation, estimated from mirrored Gaussian noise.
 
-    Yields the environment steps so far, the mean's logits, [5], and the scalars to log, after each generation.
+    The leader is their mean. Returns its probabilities of action 1, [5], and calls `log(steps, probabilities, scalars)`
+    with them after each generation.
     """
     rng = np.random.default_rng(args.seed)
-    episodes = Episodes(game, args.population, args.follower_episodes, args.seed)
-    generation_steps = math.prod(episodes.shape) * (args.follower_updates + 1)
-    logits, momentum, variance = np.zeros((3, NUM_OBSERVATIONS))
-    for generation in tqdm(range(1, num_generations + 1), desc="leader", unit="generation", leave=False, disable=None):
-        noise = rng.normal(size=(NUM_OBSERVATIONS, args.population // 2))
-        noise = np.concatenate((noise, -noise), axis=1)
-        leaders = sigmoid(logits[:, None] + args.noise_std * noise)
-        during, after, follower_return, _ = train_followers(game, episodes, leaders, args)
+    logits = torch.zeros(NUM_OBSERVATIONS, dtype=torch.float64)
+    optimizer = torch.optim.Adam([logits], lr=args.learning_rate)
+    for generation in tqdm(range(1, args.generations + 1), desc="leader", leave=False, disable=None):
+        noise = torch.as_tensor(rng.normal(size=(NUM_OBSERVATIONS, args.population // 2)))
+        noise = torch.cat((noise, -noise), dim=1)
+        leaders = (logits[:, None] + args.noise_std * noise).sigmoid().numpy()
+        during, (after, follower_rewards), _ = train_followers(leaders, args, rng)
+        score = during if args.reward_during_learning else after
 
         # ranks from -0.5 to 0.5, ties in random order: the scale of the payoffs does not matter
-        order = np.lexsort((rng.random(args.population), during if args.reward_during_learning else after))
-        ranks = np.empty(args.population)
-        ranks[order] = np.linspace(-0.5, 0.5, args.population)
-        gradient = (noise * ranks).mean(axis=1) / args.noise_std
-        momentum = 0.9 * momentum + 0.1 * gradient
-        variance = 0.999 * variance + 0.001 * gradient**2
-        step_size = args.learning_rate * math.sqrt(1 - 0.999**generation) / (1 - 0.9**generation)
-        logits = logits + step_size * momentum / (np.sqrt(variance) + 1e-8)
+        order = np.lexsort((rng.random(args.population), score))
+        ranks = torch.as_tensor(order.argsort() / (args.population - 1) - 0.5)
+        logits.grad = -(noise * ranks).mean(dim=1) / args.noise_std  # Adam descends
+        optimizer.step()
+        if not logits.isfinite().all():
+            raise SystemExit("the leader's training diverged: lower --learning-rate")
 
-        scalars = {"charts/leader_return": after.mean(), "charts/follower_return": follower_return.mean()}
-        if args.reward_during_learning:
-            scalars["charts/leader_return_during_learning"] = during.mean()
-        yield generation * generation_steps, logits, scalars
+        scalars = {"charts/population_return": args.game.payoff(0, score.mean())}
+        scalars["charts/follower_return"] = args.game.payoff(1, follower_rewards.mean())
+        log(generation * args.generation_steps, logits.sigmoid().numpy(), scalars)
+    return logits.sigmoid().numpy()
 
 
-def evaluate_pg_followers(game: MatrixGame, args: Args) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def evaluate_leaders(args: Args) -> tuple[np.ndarray, np.ndarray]:
     """Lets `evaluation_followers` learn against each of the 32 leader tables, as they do in training.
 
-    Returns what leader and follower then get per game step, both greedy, means over the followers, [32] each, and the
-    followers' most common table, [32, 5]. A greedy leader is one of the 32: this evaluates every leader there can be.
+    Returns both players' mean rewards per step then, both greedy, [2, 32], and the followers' most common table,
+    [32, 5]. A greedy leader is one of the 32: this evaluates every leader there can be.
     """
     leaders = TABLES.repeat(args.evaluation_followers, axis=0)
-    episodes = Episodes(game, len(leaders), args.follower_episodes, args.seed)
-    *_, logits = train_followers(game, episodes, leaders.T, args)
+    *_, logits = train_followers(leaders.T, args, np.random.default_rng(args.seed))
     followers = (logits.T > 0).astype(np.int64)
+    _, _, rewards = play(args.game, leaders, followers)
     most_common = [np.bincount(row).argmax() for row in table_index(followers).reshape(len(TABLES), -1)]
-    leader_returns, follower_returns = play(game, leaders, followers)
-    shape = (len(TABLES), args.evaluation_followers)
-    return leader_returns.reshape(shape).mean(axis=1), follower_returns.reshape(shape).mean(axis=1), TABLES[most_common]
-
-
-# ----------------------------------------------------------------------------------------------------- flags and files
-def fail(message: str) -> NoReturn:
-    """Ends the program with one line on stderr and exit code 2."""
-    print(f"{os.path.basename(__file__)}: error: {message}", file=sys.stderr)
-    raise SystemExit(2)
-
-
-def parse_args(argv: list[str] | None = None) -> Args:
-    """Parses the command line with tyro, cutting its box of several lines down to the error itself."""
-    box = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(box):
-            return tyro.cli(Args, args=argv, description=__doc__)
-    except SystemExit as error:
-        if error.code:
-            plain = re.sub(r"\x1b\[[0-9;]*m", "", box.getvalue())  # a terminal gets colours
-            lines = [line.strip("│ ") for line in plain.splitlines()[1:]]
-            fail(" ".join(itertools.takewhile(lambda line: line[:1] not in "─╰", lines)))
-        raise
-
-
-def make_game(args: Args) -> MatrixGame:
-    """Checks every flag that can be checked alone; returns the game. Exits with 2 if one is wrong."""
-    may_be_zero = ["seed"]
-    for flag, value in asdict(args).items():
-        name = f"--{flag.replace('_', '-')}"
-        if flag in ("exp_name", "env_id") and not re.fullmatch(r"[\w.-]+", value):
-            fail(f"{name} becomes part of a folder's name: use letters, digits, '_', '-' and '.', not {value!r}")
-        if isinstance(value, float) and not math.isfinite(value):
-            fail(f"{name} must be a finite number, got {value}")
-        if flag in may_be_zero:
-            if not 0 <= value < 2**63:
-                fail(f"{name} must not be negative, got {value}")
-        elif isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
-            fail(f"{name} must be positive, got {value}")
-    if args.population % 2:
-        fail(f"--population must be even, half of it mirrors the other half, got {args.population}")
-    if args.follower_episodes < 2:
-        fail("--follower-episodes must be at least 2: their mean is the gradient's baseline")
-    if not args.leader_payoff and not args.follower_payoff:
-        if args.env_id not in PAYOFFS:
-            fail(f"no game {args.env_id!r}: choose one of {', '.join(PAYOFFS)}, or give your own payoffs")
-        leader_payoff = np.array(PAYOFFS[args.env_id])
-        return MatrixGame(leader_payoff, leader_payoff.T, args.num_steps)
-    for name, payoff in (("leader", args.leader_payoff), ("follower", args.follower_payoff)):
-        if len(payoff) != NUM_ACTIONS**2 or not np.isfinite([*payoff, max(payoff) - min(payoff)]).all():
-            fail(f"--{name}-payoff must be four finite numbers, row by row, got {payoff or 'none'}")
-    args.env_id = "custom" if args.env_id == Args.env_id else args.env_id
-    if args.env_id in PAYOFFS:
-        fail(f"--env-id {args.env_id} is a game of the paper; give your own game another name")
-    return MatrixGame(args.leader_payoff, args.follower_payoff, args.num_steps)
-
-
-def write_atomically(path: str, write: Callable[[str], object]) -> None:
-    """Lets `write` make the file under another name first, so that nobody ever meets half of it."""
-    write(path + ".tmp")
-    os.replace(path + ".tmp", path)
-
-
-def steps_to_stay(curve: list, value: float, tolerance: float) -> int | None:
-    """Returns the first step of `curve` from which every later return is within `tolerance` of `value`, or None."""
-    missed = [step for step, return_ in curve if abs(return_ - value) > tolerance + 1e-9]
-    stays = [step for step, _ in curve if not missed or step > missed[-1]]
-    return stays[0] if stays else None
-
-
-def findings(result: dict, game: MatrixGame) -> str:
-    """Says in words what the run found; 0.05 in the paper's scale passes for equal."""
-    value, return_, exact = (result[key] for key in ("stackelberg_value", "leader_return", "leader_return_exact"))
-    leader, follower = (
-        "  ".join(f"{o}: {a}" for o, a in zip(OBSERVATIONS, result[policy], strict=True))
-        for policy in ("leader_policy", "follower_policy")
-    )
-    probabilities = zip(OBSERVATIONS, result["leader_probabilities"], strict=True)
-    leader_regret, follower_regret = (round(result[key], 2) + 0.0 for key in ("leader_regret", "follower_regret"))
-    number, tolerance = result["args"]["evaluation_followers"], 0.05 * game.leader_scale + 1e-9
-    verdict = "NOT a Stackelberg equilibrium"
-    if result["follower_regret"] <= 0.05 * game.follower_scale + 1e-9:
-        if value - return_ <= tolerance:
-            verdict = "a Stackelberg equilibrium"
-        elif return_ >= result["stackelberg_value_pessimistic"]:
-            verdict = "as good as the follower's choice among equally good replies allows, or nearly"
-    elif value - exact <= tolerance:
-        verdict += ": the leader is optimal, but its followers do not all learn the best response"
-    mixed = round(result["leader_return_mixed"], 2) + 0.0
-    gain = round(result["leader_return_mixed"] - value, 2) + 0.0
-    converged, paid = result["steps_to_converge"], "while" if result["args"]["reward_during_learning"] else "after"
-    return f"""
-{result["env_id"]}, leader paid {paid} followers learn: {verdict}
-  leader's return    {return_:.2f} per game step (exact optimum {value:.2f}; {exact:.2f} from exact best responses)
-  leader's regret    {leader_regret:.2f}
-  leader's policy    {leader}   (observation: action)
-  follower's reply   {follower}   (the most common of {number})
-  follower's regret  {follower_regret:.2f} (exact; mean of the {number})
-  not made greedy    {mixed:.2f} from its exact best response: {gain:+.2f} beside the best greedy leader
-                     {"  ".join(f"{o}: {p:.2f}" for o, p in probabilities)}   (probability of action 1)
-  converged          {"never" if converged is None else f"after {converged:,} steps"}
-  speed              {result["steps_per_second"]:,.0f} steps per second, {result["wall_seconds"]:.1f} s in all"""
+    return rewards.mean(axis=1).reshape(2, len(TABLES), -1).mean(axis=2), TABLES[most_common]
 
 
 # ------------------------------------------------------------------------------------------------------------- the run
-def main(args: Args) -> dict:
-    """Trains the leader; returns what it writes to result.json. Exits with 2, nothing written, on wrong flags."""
-    game = make_game(args)
-    generation_steps = args.population * args.follower_episodes * args.num_steps * (args.follower_updates + 1)
-    num_generations = args.total_timesteps // generation_steps
-    if num_generations < 1:
-        fail(f"--total-timesteps {args.total_timesteps} is less than one generation of {generation_steps} steps")
-    if args.track and importlib.util.find_spec("wandb") is None:
-        fail("--track needs Weights and Biases: pip install wandb")
-    start_time = time.time()
-    for second in itertools.count(int(start_time)):  # the same run, started twice in one second, needs two names
-        run_name = f"{args.env_id}__{args.exp_name}__{args.seed}__{second}"
-        run_path = os.path.join(args.run_dir, run_name)
-        try:
-            os.makedirs(run_path)
-            break
-        except FileExistsError:
-            continue
-        except OSError as error:
-            fail(f"--run-dir {args.run_dir}: cannot make a folder in it: {error.strerror}")
-
+def start_run(args: Args) -> tuple[str, SummaryWriter]:
+    """Makes the run's folder and the writer of its curves; starts Weights and Biases if asked for."""
+    run_name = f"{args.env_id}__{args.exp_name}__{args.seed}__{int(1000 * time.time())}"
+    os.makedirs(f"{args.run_dir}/{run_name}")
     if args.track:
         import wandb
 
-        names = {"name": run_name, "project": args.wandb_project_name, "entity": args.wandb_entity}
-        try:
-            wandb.init(**names, dir=run_path, config=asdict(args), sync_tensorboard=True, save_code=True)
-        except wandb.Error as error:  # no key, no network
-            shutil.rmtree(run_path)
-            fail(f"--track: {' '.join(str(error).split())}")
-    writer = SummaryWriter(run_path)
-    rows = "\n".join(f"|{flag}|{value}|" for flag, value in asdict(args).items())
-    writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
-    stackelberg_value, pessimistic_value, best_follower_return = solve(game)
-    # what each of the 32 greedy leaders gets from exact best responses, and from followers that learn against it
-    exact_returns = np.array([best_response_return(game, table) for table in TABLES])
-    leader_returns, follower_returns, follower_tables = evaluate_pg_followers(game, args)
-    follower_regrets = best_follower_return - follower_returns
+        # dir: in the run's own folder, W&B would take its links to the event files for new ones and send them again
+        names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": run_name}
+        wandb.init(**names, dir=args.run_dir, config=asdict(args), sync_tensorboard=True, save_code=True)
+    writer = SummaryWriter(f"{args.run_dir}/{run_name}")
+    flags = "\n".join(f"|{flag}|{value}|" for flag, value in asdict(args).items())
+    writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{flags}")
+    returns = ["charts/leader_return", "charts/leader_return_greedy", "charts/stackelberg_value"]
+    writer.add_custom_scalars({"returns": {"leader and optimum": ["Multiline", returns]}})
+    return f"{args.run_dir}/{run_name}", writer
 
-    curve, exact_curve, mixed_curve, training_curve, training_time = [], [], [], [], time.time()
-    for global_step, logits, scalars in train_leader(game, num_generations, args):
-        index = table_index((logits > 0).astype(np.int64))
-        mixed = best_response_return(game, sigmoid(logits))
-        curve.append([global_step, leader_returns[index].item()])
-        exact_curve.append([global_step, exact_returns[index].item()])
-        mixed_curve.append([global_step, mixed])
-        training_curve.append([global_step, scalars["charts/leader_return"].item()])
-        scalars["charts/leader_return_greedy"] = leader_returns[index]
-        scalars["charts/leader_return_exact"] = exact_returns[index]
-        scalars["charts/leader_return_mixed"] = mixed
-        scalars["charts/leader_regret"] = stackelberg_value - leader_returns[index]
-        scalars["charts/follower_regret"] = follower_regrets[index]
-        scalars["charts/stackelberg_value"] = stackelberg_value
-        scalars["charts/SPS"] = int(global_step / (time.time() - training_time))
+
+def finish(result: dict, game: MatrixGame, run_path: str) -> None:
+    """Writes result.json, of which nobody ever meets half, and says in words what was found."""
+    with open(f"{run_path}/result.json.tmp", "w") as file:
+        json.dump(result, file)
+    os.replace(f"{run_path}/result.json.tmp", f"{run_path}/result.json")
+    greedy, least = result["leader_return_greedy"], result["stackelberg_value_pessimistic"] - TOLERANCE * game.scale[0]
+    found = greedy >= least and result["follower_regret"] <= TOLERANCE * game.scale[1]
+    print(f"""
+{result["env_id"]}: the greedy leader and its followers are {"a" if found else "NOT a"} Stackelberg equilibrium
+  greedy leader      {greedy:.2f} per game step
+  optimum            {result["stackelberg_value"]:.2f} for deterministic memory-1 leaders and stationary followers
+  stochastic leader  {result["leader_return"]:.2f} from its exact best response; its class may have a higher optimum
+  probabilities      {np.round(result["leader_probabilities"], 2)} of action 1 at the start and after 00, 01, 10, 11
+  made greedy        {result["leader_policy"]}; the followers' most common reply is {result["follower_policy"]}
+  exact regrets      leader {result["leader_regret"]:.2f}, followers {result["follower_regret"]:.2f} on average
+  curves             tensorboard --logdir {os.path.dirname(run_path)}
+  result             {run_path}/result.json""")
+
+
+def main(args: Args) -> dict:
+    """Evaluates all greedy leaders, then evolves one; returns what it writes to result.json."""
+    torch.set_num_threads(1)  # a thread pool costs more than it gives with models of this size
+    start_time = time.time()
+    run_path, writer = start_run(args)
+    game = args.game
+    value, pessimistic, best_rewards = solve(game)
+    stackelberg_value = game.payoff(0, value)
+
+    # what each of the 32 greedy leaders gets from followers that learn against it
+    (leader_rewards, follower_rewards), replies = evaluate_leaders(args)
+    exact = {
+        "leader_return_greedy": game.payoff(0, leader_rewards),
+        "leader_regret": game.scale[0] * (value - leader_rewards),
+        "follower_regret": game.scale[1] * (best_rewards - follower_rewards),
+    }
+    curve = []  # [environment step, return of the greedy leader, of the stochastic leader]
+
+    def log(global_step: int, probabilities: np.ndarray, scalars: dict[str, float]):
+        index = table_index(probabilities > 0.5)
+        leader_return = game.payoff(0, best_response_reward(game, probabilities))
+        curve.append([global_step, exact["leader_return_greedy"][index], leader_return])
+        scalars |= {f"charts/{name}": values[index] for name, values in exact.items()}
+        scalars |= {"charts/leader_return": leader_return, "charts/stackelberg_value": stackelberg_value}
+        scalars["charts/SPS"] = int(global_step / (time.time() - start_time))
         for tag, scalar in scalars.items():
             writer.add_scalar(tag, scalar, global_step)
+
+    probabilities = train_leader(args, log)
+    index = table_index(probabilities > 0.5)
+    steps, greedy, stochastic = np.array(curve).T
+    result = {"script": os.path.basename(__file__), "env_id": args.env_id, "seed": args.seed, "args": asdict(args)}
+    result["leader_return"] = stochastic[-math.ceil(len(curve) / 10) :].mean()
+    result |= {name: values[index] for name, values in exact.items()}
+    result |= {"stackelberg_value": stackelberg_value, "stackelberg_value_pessimistic": game.payoff(0, pessimistic)}
+    result |= {"leader_policy": TABLES[index].tolist(), "leader_probabilities": probabilities.tolist()}
+    result |= {"follower_policy": replies[index].tolist(), "leader_steps": curve[-1][0]}
+    # a stochastic leader falls short of nothing above the optimum of deterministic ones
+    for name, returns in (("", greedy), ("_exploring", np.minimum(stochastic, stackelberg_value))):
+        result[f"steps_to_converge{name}"] = steps_to_converge(steps, (returns - stackelberg_value) / game.scale[0])
+    wall_seconds = time.time() - start_time
+    result |= {"curve": curve, "wall_seconds": wall_seconds, "steps_per_second": curve[-1][0] / wall_seconds}
     writer.close()
-    if args.track:
-        wandb.finish()
-    end_time = time.time()
-    tolerance = 0.05 * game.leader_scale
-    result = {
-        "script": os.path.basename(__file__),
-        "env_id": args.env_id,
-        "seed": args.seed,
-        "args": asdict(args),
-        "leader_return": curve[-1][1],
-        "leader_return_exact": exact_returns[index].item(),
-        "leader_return_mixed": mixed,
-        "stackelberg_value": stackelberg_value,
-        "stackelberg_value_pessimistic": pessimistic_value,
-        "leader_regret": stackelberg_value - curve[-1][1],
-        "follower_regret": follower_regrets[index].item(),
-        "leader_policy": TABLES[index].tolist(),
-        "leader_probabilities": sigmoid(logits).tolist(),
-        "follower_policy": follower_tables[index].tolist(),
-        "leader_steps": global_step,
-        "steps_to_converge": steps_to_stay(curve, stackelberg_value, tolerance),
-        "steps_to_0.1": steps_to_stay(curve, stackelberg_value, 2 * tolerance),
-        "curve": curve,
-        "exact_curve": exact_curve,
-        "mixed_curve": mixed_curve,
-        "training_curve": training_curve,
-        "wall_seconds": end_time - start_time,
-        "steps_per_second": global_step / (end_time - training_time),
-    }
-    result_path = os.path.join(run_path, "result.json")
-    write_atomically(result_path, lambda path: Path(path).write_text(json.dumps(result) + "\n"))
-    print(findings(result, game))
-    print(f"  curves             tensorboard --logdir {args.run_dir}\n  result             {result_path}")
+    finish(result, game, run_path)
     return result
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    main(tyro.cli(Args, description=__doc__))

@@ -13,31 +13,29 @@ learned (Lemma 1) or given throughout (as in the Good Shepherd).
 
     python ablations/leader_reward_during_learning.py
 
-In a few seconds you should see that with reward withheld the leader learns action 0, the Stackelberg equilibrium. With
-reward given, it pays for the time in which the follower has not found out about those 0.001. At p = -5 this makes
-action 1 worth more, and that is what the leader learns. At p = 0 it depends: for a = 1.5 action 1 is worth more; for
-a = 2, as an exact calculation shows, it is not, so that a leader that acts alike throughout each episode does find the
-equilibrium. One that does not (`--epsilon 0.2`) mostly misses it, but at p = -5 then does so with reward withheld, too.
+In a few seconds you should see that with reward withheld the leader learns action 0, the Stackelberg equilibrium, and
+gets a, its largest payoff: no commitment gets more. With reward given, it pays for the time in which the follower has
+not found out about those 0.001. At p = -5 this makes action 1 worth more, and that is what the leader learns. At p = 0
+it depends: for a = 1.5 action 1 is worth more; for a = 2, as an exact calculation shows, it is not, so that a leader
+that acts alike throughout each episode does find the equilibrium. One that does not (`--epsilon 0.2`) mostly misses it,
+but at p = -5 then does so with reward withheld, too.
+
+Learning rates, batches and the follower are those of the authors' code (`bots_dqn_tabularq_out_of_eq` in
+mgerstgrasser/oracles_and_followers, commit e98db77).
 """
 
-import contextlib
-import importlib.util
-import io
 import itertools
 import json
 import math
 import os
-import re
-import shutil
-import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal
 
 import numpy as np
+import torch
+import torch.nn as nn
 import tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -46,13 +44,13 @@ from tqdm import tqdm
 @dataclass
 class Args:
     exp_name: str = os.path.basename(__file__)[: -len(".py")]
-    """name of this experiment, part of the run's name"""
+    """name of this experiment"""
     seed: int = 1
-    """seed of every random number in the run"""
+    """seed of every random number"""
     track: bool = False
-    """track the run with Weights and Biases too (set WANDB_MODE=offline to work without the network)"""
+    """track the run with Weights and Biases too"""
     wandb_project_name: str = "stackelberg"
-    """project name in Weights and Biases"""
+    """project in Weights and Biases"""
     wandb_entity: str | None = None
     """entity (team) in Weights and Biases"""
     run_dir: str = "runs"
@@ -92,6 +90,24 @@ class Args:
     epsilon: float = 0.0
     """probability of a random action in each of the leader's steps, in addition"""
 
+    def __post_init__(self):
+        may_be_zero = {"seed", "learning_starts", "n_step", "epsilon"}
+        for flag, value in asdict(self).items():
+            if type(value) in (int, float) and not (0 < value < math.inf or (value == 0 and flag in may_be_zero)):
+                raise ValueError(f"--{flag.replace('_', '-')} must be positive, got {value}")
+        if self.epsilon > 1:
+            raise ValueError(f"--epsilon must be at most 1, got {self.epsilon}")
+        if not all(math.isfinite(payoff) for payoff in (*self.preferred_payoff, *self.mismatch_payoff)):
+            raise ValueError("--preferred-payoff and --mismatch-payoff must be finite numbers")
+
+        self.seeds = range(self.seed, self.seed + self.num_seeds)
+        self.episode_length = self.follower_episodes + 1
+        self.num_episodes = self.total_timesteps // self.episode_length
+        if self.num_episodes * self.episode_length < max(self.episode_length, self.learning_starts):
+            raise ValueError(
+                f"--total-timesteps must hold an episode of {self.episode_length} steps and --learning-starts"
+            )
+
 
 # ---------------------------------------------------------------------------------------------------------- the game
 NUM_ACTIONS = 2  # action 0 is the first row or column of the payoff matrix
@@ -99,18 +115,22 @@ NUM_ACTIONS = 2  # action 0 is the first row or column of the payoff matrix
 
 @dataclass
 class Game:
-    """A game of one step; payoffs [leader action, follower action]."""
+    """A game of one step; payoffs [leader's action, follower's action]."""
 
     leader_payoff: np.ndarray
     follower_payoff: np.ndarray
 
     def outcomes(self) -> np.ndarray:
         """Returns the leader's payoff for each of its actions if the follower best-responds, [2]; the best of them is
-        the Stackelberg value."""
+        the Stackelberg value of deterministic leaders."""
         return self.leader_payoff[np.arange(NUM_ACTIONS), self.follower_payoff.argmax(axis=1)]
 
+    def scale(self) -> float:
+        """Returns the payoff that a unit of the leader's reward stands for: a third of the range of its payoffs."""
+        return np.ptp(self.leader_payoff).item() / 3 or 1.0
 
-ENV_ID = "slow_coordination"
+
+ENV_ID = "slow_coordination"  # Appendix C.3's modified battle of the sexes
 
 
 def coordination_game(preferred_payoff: float, mismatch_payoff: float) -> Game:
@@ -125,13 +145,15 @@ def follower_learns(
 ) -> np.ndarray:
     """One learning episode of each seed's follower: tabular Q-learning with parameter noise. The game is one step.
 
-    Updates the action values `q`, [seeds, 2], in place; returns the follower's actions, the best of the noisy values.
+    Updates the action values `q`, [seeds, 2], in place, by the leader's actions [seeds] and the follower's payoffs;
+    returns the follower's actions [seeds], the best of the values with `noise` [seeds, 2] on them.
     """
     seeds, action = np.arange(len(q)), (q + noise).argmax(axis=1)
     q[seeds, action] += step_size * (payoff[leader_action, action] - q[seeds, action])
     return action
 
 
+# ------------------------------------------------------------------------------------------------ the exact solution
 def expected_episode(game: Game, leader_action: int, q: np.ndarray, args: Args) -> tuple[float, float, float]:
     """Returns exactly what the leader can expect that plays `leader_action` throughout an episode: its payoff summed
     over the follower's learning, and then both players' payoff in play. The follower begins with the values `q`, [2].
@@ -155,272 +177,197 @@ def expected_episode(game: Game, leader_action: int, q: np.ndarray, args: Args) 
             reached[counts[0] + 1, counts[1]] += probability - action_1
             reached[counts[0], counts[1] + 1] += action_1
             while_learning += np.dot((probability - action_1, action_1), game.leader_payoff[leader_action])
+
     played = [sum(p for counts, p in reached.items() if (gap(counts) > 0) == action) for action in (False, True)]
-    return (
-        float(while_learning),
-        float(np.dot(played, game.leader_payoff[leader_action])),
-        float(np.dot(played, payoff)),
-    )
+    leader_play, follower_play = np.dot(played, game.leader_payoff[leader_action]), np.dot(played, payoff)
+    return float(while_learning), float(leader_play), float(follower_play)
 
 
 # ---------------------------------------------------------------------------------------------------------- the leader
-class Adam:
-    """Adam for arrays whose first axis is the seed: element by element, so that no seed depends on another."""
-
-    def __init__(self, learning_rate: float, eps: float = 1e-8):
-        self.learning_rate, self.eps = learning_rate, eps
-        self.mean = self.square = self.updates = 0
-
-    def step(self, parameters: np.ndarray, gradient: np.ndarray) -> None:
-        """Moves the parameters down the gradient, in place."""
-        self.updates += 1
-        self.mean = 0.9 * self.mean + 0.1 * gradient
-        self.square = 0.999 * self.square + 0.001 * gradient**2
-        mean, square = self.mean / (1 - 0.9**self.updates), self.square / (1 - 0.999**self.updates)
-        parameters -= self.learning_rate * mean / (np.sqrt(square) + self.eps)
-
-
 def draw(rngs: list[np.random.Generator], method: str, *args) -> np.ndarray:
     """Draws from each seed's own generator, so that a seed's run is the same whichever seeds run beside it."""
     return np.stack([getattr(rng, method)(*args) for rng in rngs])
 
 
-def dqn_leader(
-    given: bool, game: Game, rngs: list[np.random.Generator], args: Args
-) -> Iterator[tuple[int, dict[str, np.ndarray], np.ndarray]]:
+def play_episode(game: Game, actions: np.ndarray, noise: np.ndarray, args: Args) -> tuple[np.ndarray, np.ndarray]:
+    """Plays an episode of each seed: the leader's actions [seeds, 11], against a follower that learns from scratch in
+    all steps but the last one, with `noise` [seeds, 10, 2] on its values. Returns both players' payoffs, [seeds, 11].
+    """
+    q, replies = np.zeros((len(actions), NUM_ACTIONS)), np.zeros_like(actions)
+    for t in range(args.follower_episodes):
+        replies[:, t] = follower_learns(q, actions[:, t], noise[:, t], game.follower_payoff, args.follower_step_size)
+    replies[:, -1] = q.argmax(axis=1)
+    return game.leader_payoff[actions, replies], game.follower_payoff[actions, replies]
+
+
+def train_leaders(
+    leaders: nn.Parameter, game: Game, given: bool, args: Args, rngs: list[np.random.Generator], log
+) -> None:
     """DQN with parameter noise: one noisy policy acts throughout an episode, so that it plays as the follower learned.
 
-    The game shows the leader nothing: it has two action values. Yields the environment steps so far, scalars to log,
-    [seeds] each, and the leaders' greedy actions, [seeds], after each episode.
+    The game shows the leader nothing: it has two action values, [seeds, 2], trained in place. The replay buffer keeps
+    every episode. Calls `log(steps, scalars)` after each, with scalars [seeds].
     """
-    length, num_seeds = args.follower_episodes + 1, len(rngs)
-    num_episodes = args.total_timesteps // length
-    seed, seeds = np.arange(num_seeds)[:, None], np.arange(num_seeds)
-    q = 0.01 * draw(rngs, "standard_normal", NUM_ACTIONS)
-    optimizer, target_q, updates = Adam(args.learning_rate), q.copy(), 0
-    # the replay buffer keeps every episode; differences of `cumulative` are n-step returns
-    actions = np.zeros((num_seeds, num_episodes, length), dtype=np.int64)
-    cumulative = np.zeros((num_seeds, num_episodes, length + 1))
-    for episode in range(num_episodes):
-        action = (q + args.noise_stddev * draw(rngs, "standard_normal", NUM_ACTIONS)).argmax(axis=1)
-        random = draw(rngs, "random", length) < args.epsilon
-        action = np.where(random, draw(rngs, "integers", 0, NUM_ACTIONS, length), action[:, None])
-        follower_q = np.zeros((num_seeds, NUM_ACTIONS))
-        noise = args.follower_noise * draw(rngs, "standard_normal", (args.follower_episodes, NUM_ACTIONS))
-        rewards = np.zeros((num_seeds, length))
-        for t in range(args.follower_episodes):
-            reply = follower_learns(
-                follower_q, action[:, t], noise[:, t], game.follower_payoff, args.follower_step_size
-            )
-            rewards[:, t] = game.leader_payoff[action[:, t], reply] if given else 0.0
-        reply = follower_q.argmax(axis=1)
-        rewards[:, -1] = game.leader_payoff[action[:, -1], reply]
-        actions[:, episode], cumulative[:, episode, 1:] = action, rewards.cumsum(axis=1)
+    optimizer, target_q = torch.optim.Adam([leaders], lr=args.learning_rate), leaders.detach().clone()
+    seeds, length, gradient_steps = np.arange(args.num_seeds)[:, None], args.episode_length, 0
+    actions = np.zeros((args.num_seeds, args.num_episodes, length), dtype=np.int64)
+    cumulative = np.zeros((args.num_seeds, args.num_episodes, length + 1))  # differences are n-step returns
+    for episode in tqdm(range(args.num_episodes), desc="leaders", leave=False, disable=None):
+        leader_noise = args.noise_stddev * draw(rngs, "standard_normal", NUM_ACTIONS)
+        greedy_action = (leaders.detach().numpy() + leader_noise).argmax(axis=1)
+        is_random = draw(rngs, "random", length) < args.epsilon
+        random_actions = draw(rngs, "integers", 0, NUM_ACTIONS, length)
+        actions[:, episode] = np.where(is_random, random_actions, greedy_action[:, None])
+        follower_noise = args.follower_noise * draw(rngs, "standard_normal", (args.follower_episodes, NUM_ACTIONS))
+        payoffs, follower_payoffs = play_episode(game, actions[:, episode], follower_noise, args)
+        rewards = payoffs.copy()
+        if not given:
+            rewards[:, :-1] = 0
+        cumulative[:, episode, 1:] = rewards.cumsum(axis=1)
+        scalars = {"charts/leader_return": payoffs[:, -1], "charts/follower_return": follower_payoffs[:, -1]}
+
         step = (episode + 1) * length
-        follower_payoff = game.follower_payoff[action[:, -1], reply]
-        scalars = {"charts/leader_return": rewards[:, -1], "charts/follower_return": follower_payoff}
         if step >= args.learning_starts:
             e = draw(rngs, "integers", 0, episode + 1, args.batch_size)
             t = draw(rngs, "integers", 0, length, args.batch_size)
             last = np.minimum(t + (args.n_step or length), length)
-            td_target = cumulative[seed, e, last] - cumulative[seed, e, t]
-            td_target += target_q.max(axis=1, keepdims=True) * (last < length)  # no value after the end
-            error = q[seed, actions[seed, e, t]] - td_target
-            of_action = actions[seed, e, t][..., None] == np.arange(NUM_ACTIONS)
-            optimizer.step(q, (of_action * error[..., None]).mean(axis=1))
-            updates += 1
-            if updates % args.target_network_frequency == 0:
-                target_q = q.copy()
-            scalars |= {"losses/td_loss": (error**2).mean(axis=1), "losses/q_values": q[seeds, q.argmax(axis=1)]}
-        yield step, scalars, q.argmax(axis=1)
+            td_target = torch.as_tensor(cumulative[seeds, e, last] - cumulative[seeds, e, t])
+            td_target += target_q.amax(dim=1, keepdim=True) * torch.as_tensor(last < length)  # none after the end
+            q_taken = leaders.gather(1, torch.as_tensor(actions[seeds, e, t]))
+            loss = ((q_taken - td_target) ** 2).mean(dim=1)
+            if not loss.isfinite().all():
+                raise SystemExit("the leader's training diverged: lower --learning-rate")
+            # Adam works element by element: the seeds' losses can be summed, and no seed depends on another
+            optimizer.zero_grad()
+            loss.sum().backward()
+            optimizer.step()
+            gradient_steps += 1
+            if gradient_steps % args.target_network_frequency == 0:
+                target_q = leaders.detach().clone()
+            q_values = leaders.detach().amax(dim=1).numpy()
+            scalars |= {"losses/td_loss": loss.detach().numpy(), "losses/q_values": q_values}
+        log(step, scalars)
 
 
-# ----------------------------------------------------------------------------------------------------- flags and files
-def fail(message: str) -> NoReturn:
-    """Ends the program with one line on stderr and exit code 2."""
-    print(f"{os.path.basename(__file__)}: error: {message}", file=sys.stderr)
-    raise SystemExit(2)
+TOLERANCE = 0.05 + 1e-6  # what passes for equal, in rewards
 
 
-def parse_args(argv: list[str] | None = None) -> Args:
-    """Parses the command line with tyro, cutting its box of several lines down to the error itself."""
-    box = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(box):
-            return tyro.cli(Args, args=argv, description=__doc__)
-    except SystemExit as error:
-        if error.code:
-            plain = re.sub(r"\x1b\[[0-9;]*m", "", box.getvalue())  # a terminal gets colours
-            lines = [line.strip("│ ") for line in plain.splitlines()[1:]]
-            fail(" ".join(itertools.takewhile(lambda line: line[:1] not in "─╰", lines)))
-        raise
-
-
-def check_flags(args: Args) -> None:
-    """Checks every flag that can be checked alone. Exits with 2 if one is wrong."""
-    may_be_zero = ["seed", "n_step", "learning_starts", "adam_eps", "epsilon"]
-    for flag, value in asdict(args).items():
-        name = f"--{flag.replace('_', '-')}"
-        if flag == "exp_name" and not re.fullmatch(r"[\w.-]+", value):
-            fail(f"{name} becomes part of a folder's name: use letters, digits, '_', '-' and '.', not {value!r}")
-        if isinstance(value, tuple) and not (value and np.isfinite(value).all()):
-            fail(f"{name} must be one or more finite numbers, got {' '.join(map(str, value)) or 'none'}")
-        if isinstance(value, float) and not math.isfinite(value):
-            fail(f"{name} must be a finite number, got {value}")
-        if flag in may_be_zero:
-            if not 0 <= value < 2**63:
-                fail(f"{name} must not be negative, got {value}")
-        elif isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
-            fail(f"{name} must be positive, got {value}")
-    if args.track and importlib.util.find_spec("wandb") is None:
-        fail("--track needs Weights and Biases: pip install wandb")
-
-
-def start_run(args: Args, env_id: str) -> str:
-    """Makes the run's folder and starts tracking; returns the folder. Exits with 2, nothing written, if it cannot."""
-    for second in itertools.count(int(time.time())):  # the same run, started twice in one second, needs two names
-        run_name = f"{env_id}__{args.exp_name}__{args.seed}__{second}"
-        run_path = os.path.join(args.run_dir, run_name)
-        try:
-            os.makedirs(run_path)
-            break
-        except FileExistsError:
-            continue
-        except OSError as error:
-            fail(f"--run-dir {args.run_dir}: cannot make a folder in it: {error.strerror}")
-    if args.track:
-        import wandb
-
-        names = {"name": run_name, "project": args.wandb_project_name, "entity": args.wandb_entity}
-        try:
-            wandb.init(**names, dir=run_path, config=asdict(args), sync_tensorboard=True, save_code=True)
-        except wandb.Error as error:  # no key, no network
-            shutil.rmtree(run_path)
-            fail(f"--track: {' '.join(str(error).split())}")
-    return run_path
-
-
-def write_atomically(path: str, write: Callable[[str], object]) -> None:
-    """Lets `write` make the file under another name first, so that nobody ever meets half of it."""
-    write(path + ".tmp")
-    os.replace(path + ".tmp", path)
-
-
-def summary(result: dict) -> str:
-    """Says in words what the run found (0.05 passes for equal), and what an episode's reward makes a leader prefer."""
-    lines, counts = [], {}
-    for game in result["games"]:
-        lines.append(f"  {game['env_id']}: Stackelberg value {game['stackelberg_value']:g}")
-        totals = np.add(game["while_learning"], game["play"])
-        for action, (learning, play) in enumerate(zip(game["while_learning"], game["play"], strict=True)):
-            worth = f"{learning:.2f} while the follower learns and {play:.2f} in play, {totals[action]:.2f} in all"
-            lines.append(f"    action {action}, played throughout an episode, is worth {worth}")
-        misleading = totals.argmax() != np.argmax(game["play"])
-        for reward in ("withheld", "given"):
-            of_game = [r for r in result["runs"] if (r["env_id"], r["reward"]) == (game["env_id"], reward)]
-            if of_game:
-                hits = sum(r["leader_regret"] <= 0.05 for r in of_game)
-                mean, share = (np.mean([r[key] for r in of_game]) for key in ("leader_return", "share_at_value"))
-                outcome = f"the Stackelberg outcome in {hits}/{len(of_game)} seeds"
-                lines.append(
-                    f"    reward {reward}: {mean:.2f} in play, {outcome} ({share:.0%} of training's second half)"
-                )
-                counts.setdefault((reward, misleading and reward == "given"), []).append((hits, len(of_game)))
-    cases = {
-        ("withheld", False): "with their reward withheld until the follower has learned",
-        ("given", True): "with their reward given throughout, in games where that makes the other action worth more",
-        ("given", False): "with their reward given throughout, in games where it does not",
-    }
-    verdict = [
-        f"{sum(hits for hits, _ in counts[case])} of {sum(n for _, n in counts[case])} {words}"
-        for case, words in cases.items()
-        if case in counts
-    ]
-    head = ["\nhow many leaders end at the Stackelberg outcome:", *(f"  {words}" for words in verdict), "by game:"]
-    return "\n".join([*head, *lines])
+def steps_to_converge(steps: np.ndarray, gaps: np.ndarray) -> int | None:
+    """Returns the first of the steps from which on the gaps stay within the tolerance, or None."""
+    stays = np.logical_and.accumulate(abs(gaps[::-1]) <= TOLERANCE)[::-1]
+    return int(steps[stays.argmax()]) if stays.any() else None
 
 
 # ------------------------------------------------------------------------------------------------------------- the run
-def main(args: Args) -> dict:
-    """Trains every leader; returns what it writes to result.json. Exits with 2, nothing written, on wrong flags."""
-    check_flags(args)
-    if args.epsilon > 1:
-        fail(f"--epsilon must be at most 1, got {args.epsilon}")
-    length = args.follower_episodes + 1
-    steps = args.total_timesteps // length * length
-    if steps == 0:
-        fail(f"--total-timesteps {args.total_timesteps} is less than one episode of {length} steps")
-    if steps < args.learning_starts:
-        fail(f"--learning-starts {args.learning_starts} leaves the {steps} steps no gradient step")
-    start_time = time.time()
-    run_path = start_run(args, ENV_ID)
-
-    seeds, games, runs = range(args.seed, args.seed + args.num_seeds), {}, []
-    for a, p in itertools.product(args.preferred_payoff, args.mismatch_payoff):
-        env_id, game = f"{ENV_ID}_a{a:g}_p{p:g}", coordination_game(a, p)
-        expected = [expected_episode(game, action, np.zeros(NUM_ACTIONS), args) for action in range(NUM_ACTIONS)]
-        while_learning, play, follower_play = np.array(expected).T
-        stackelberg_value = game.outcomes().max().item()
-        follower_regrets = game.follower_payoff.max(axis=1) - follower_play
-        games[env_id] = {"env_id": env_id, "preferred_payoff": a, "mismatch_payoff": p}
-        games[env_id] |= {"stackelberg_value": stackelberg_value}
-        games[env_id] |= {"while_learning": while_learning.tolist(), "play": play.tolist()}
-        for reward in ["withheld", "given"] if args.reward == "both" else [args.reward]:
-            arm = f"a{a:g}_p{p:g}_{reward}"
-            writer = SummaryWriter(os.path.join(run_path, arm))
-            rows = "\n".join(f"|{flag}|{value}|" for flag, value in asdict(args).items())
-            writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
-            rngs = [np.random.default_rng(seed) for seed in seeds]
-            arm_start, curves = time.time(), [[] for _ in seeds]
-            episodes = dqn_leader(reward == "given", game, rngs, args)
-            for step, scalars, actions in tqdm(
-                episodes, arm, steps // length, leave=False, unit="episode", disable=None
-            ):
-                for i in range(len(seeds)):
-                    curves[i].append([step, play[actions[i]].item()])
-                scalars = {tag: values.mean() for tag, values in scalars.items()}
-                scalars["charts/leader_return_greedy"] = play[actions].mean()
-                scalars["charts/leader_regret"] = stackelberg_value - play[actions].mean()
-                scalars["charts/follower_regret"] = follower_regrets[actions].mean()
-                scalars["charts/stackelberg_value"] = stackelberg_value
-                scalars["charts/SPS"] = int(step * len(seeds) / (time.time() - arm_start))
-                for tag, scalar in scalars.items():
-                    writer.add_scalar(tag, scalar, step)
-            writer.close()
-            for i, seed in enumerate(seeds):
-                run = {"arm": arm, "env_id": env_id, "reward": reward, "seed": seed}
-                run["leader_return"] = curves[i][-1][1]
-                run["stackelberg_value"] = stackelberg_value
-                run["leader_regret"] = stackelberg_value - run["leader_return"]
-                run["follower_regret"] = follower_regrets[actions[i]].item()
-                run["leader_policy"] = [actions[i].item()]
-                later = [return_ for step, return_ in curves[i] if step > steps / 2]
-                run["share_at_value"] = np.mean(np.greater_equal(later, stackelberg_value - 0.05)).item()
-                run["curve"] = curves[i]
-                runs.append(run)
+def start_run(args: Args) -> str:
+    """Makes the run's folder and returns it; starts Weights and Biases if asked for."""
+    run_name = f"{ENV_ID}__{args.exp_name}__{args.seed}__{int(1000 * time.time())}"
+    os.makedirs(f"{args.run_dir}/{run_name}")
     if args.track:
         import wandb
 
-        wandb.finish()
-    wall_seconds = time.time() - start_time
-    result = {
-        "script": os.path.basename(__file__),
-        "env_id": ENV_ID,
-        "seed": args.seed,
-        "args": asdict(args),
-        "games": list(games.values()),
-        "leader_steps": steps,
-        "runs": runs,
-        "wall_seconds": wall_seconds,
-        "steps_per_second": steps * len(runs) / wall_seconds,
-    }
-    result_path = os.path.join(run_path, "result.json")
-    write_atomically(result_path, lambda path: Path(path).write_text(json.dumps(result) + "\n"))
-    print(summary(result))
-    print(f"  speed              {result['steps_per_second']:,.0f} steps per second, {wall_seconds:.1f} s in all")
-    print(f"  curves             tensorboard --logdir {run_path}\n  result             {result_path}")
+        # dir: in the run's own folder, W&B would take its links to the event files for new ones and send them again
+        names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": run_name}
+        wandb.init(**names, dir=args.run_dir, config=asdict(args), sync_tensorboard=True, save_code=True)
+    return f"{args.run_dir}/{run_name}"
+
+
+def start_writer(path: str, args: Args) -> SummaryWriter:
+    """Returns the writer of an arm's curves."""
+    writer = SummaryWriter(path)
+    flags = "\n".join(f"|{flag}|{value}|" for flag, value in asdict(args).items())
+    writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{flags}")
+    returns = ["charts/leader_return", "charts/leader_return_greedy", "charts/stackelberg_value"]
+    writer.add_custom_scalars({"returns": {"leader and optimum": ["Multiline", returns]}})
+    return writer
+
+
+def train_arm(env_id: str, game: Game, exact: np.ndarray, reward: str, args: Args, run_path: str) -> list[dict]:
+    """Trains the leaders of one game and reward and writes their mean curves; returns what result.json says about each.
+    `exact`, [2, 2], are both players' expected payoffs in play for each action of the leader's."""
+    arm = f"{env_id.removeprefix(ENV_ID + '_')}_{reward}"
+    start_time, writer = time.time(), start_writer(f"{run_path}/{arm}", args)
+    rngs = [np.random.default_rng(seed) for seed in args.seeds]
+    leaders = nn.Parameter(torch.as_tensor(0.01 * draw(rngs, "standard_normal", NUM_ACTIONS)))
+    optimum, regrets = game.outcomes().max().item(), game.follower_payoff.max(axis=1) - exact[1]
+    curve = []  # [step, greedy returns, exploring returns]
+
+    def log(step: int, scalars: dict[str, np.ndarray]):
+        actions = leaders.argmax(-1).numpy()
+        greedy = exact[0][actions]
+        curve.append((step, greedy, scalars["charts/leader_return"]))
+        scalars |= {"charts/leader_return_greedy": greedy, "charts/leader_regret": optimum - greedy}
+        scalars |= {"charts/follower_regret": regrets[actions], "charts/stackelberg_value": optimum}
+        scalars |= {"charts/SPS": args.num_seeds * step / (time.time() - start_time)}
+        for tag, values in scalars.items():
+            writer.add_scalar(tag, np.mean(values), step)
+
+    train_leaders(leaders, game, reward == "given", args, rngs, log)
+    writer.close()
+
+    steps, greedy, exploring = (np.array(x) for x in zip(*curve, strict=True))
+    second_half = steps > steps[-1] / 2
+    runs = []
+    for i, action in enumerate(leaders.argmax(-1).tolist()):
+        run = {"arm": arm, "env_id": env_id, "reward": reward, "seed": args.seeds[i]}
+        run["leader_return"] = exploring[-math.ceil(len(steps) / 10) :, i].mean()
+        run |= {"leader_return_greedy": greedy[-1, i], "stackelberg_value": optimum}
+        run |= {"leader_regret": optimum - greedy[-1, i], "follower_regret": regrets[action]}
+        run |= {"leader_policy": [action], "follower_policy": [game.follower_payoff[action].argmax().item()]}
+        for name, returns in (("steps_to_converge", greedy), ("steps_to_converge_exploring", exploring)):
+            run[name] = steps_to_converge(steps, (returns[:, i] - optimum) / game.scale())
+        at_optimum = greedy[second_half, i] >= optimum - TOLERANCE * game.scale()
+        run["share_at_value"] = at_optimum.mean()
+        run["curve"] = [[*point] for point in zip(steps.tolist(), greedy[:, i], exploring[:, i], strict=True)]
+        runs.append(run)
+    return runs
+
+
+def finish(result: dict, run_path: str) -> None:
+    """Writes result.json, of which nobody ever meets half, and says in words what was found."""
+    with open(f"{run_path}/result.json.tmp", "w") as file:
+        json.dump(result, file)
+    os.replace(f"{run_path}/result.json.tmp", f"{run_path}/result.json")
+    for game in result["games"]:
+        print(f"\n{game['env_id']}: the optimum of deterministic leaders is {game['stackelberg_value']:g}")
+        for action, (learning, play) in enumerate(zip(game["while_learning"], game["play"], strict=True)):
+            worth = f"{learning:.2f} while the follower learns and {play:.2f} in play, {learning + play:.2f} in all"
+            print(f"  action {action}, played throughout an episode, is worth {worth}")
+        for reward in ("withheld", "given"):
+            of_game = [run for run in result["runs"] if (run["env_id"], run["reward"]) == (game["env_id"], reward)]
+            if of_game:
+                names = "leader_return_greedy", "leader_return", "share_at_value"
+                greedy, exploring, share = np.mean([[run[name] for name in names] for run in of_game], axis=0)
+                hits = sum(run["leader_regret"] <= TOLERANCE * game["scale"] for run in of_game)
+                print(f"  reward {reward}: {greedy:.2f} in play, greedy, and {exploring:.2f} as they explore; ", end="")
+                print(f"{hits} of {len(of_game)} leaders at the optimum, {share:.0%} of training's second half")
+    print(f"  curves             tensorboard --logdir {run_path}\n  result             {run_path}/result.json")
+
+
+def main(args: Args) -> dict:
+    """Trains every leader; returns what it writes to result.json."""
+    torch.set_num_threads(1)  # a thread pool costs more than it gives with models of this size
+    start_time = time.time()
+    run_path = start_run(args)
+
+    games, runs = [], []
+    for a, p in itertools.product(args.preferred_payoff, args.mismatch_payoff):
+        env_id, game = f"{ENV_ID}_a{a:g}_p{p:g}", coordination_game(a, p)
+        expected = [expected_episode(game, action, np.zeros(NUM_ACTIONS), args) for action in range(NUM_ACTIONS)]
+        while_learning, *exact = np.array(expected).T
+        games.append({"env_id": env_id, "preferred_payoff": a, "mismatch_payoff": p, "scale": game.scale()})
+        games[-1] |= {"stackelberg_value": game.outcomes().max().item()}
+        games[-1] |= {"while_learning": while_learning.tolist(), "play": exact[0].tolist()}
+        for reward in ["withheld", "given"] if args.reward == "both" else [args.reward]:
+            runs += train_arm(env_id, game, np.array(exact), reward, args, run_path)
+
+    leader_steps, wall_seconds = args.num_episodes * args.episode_length, time.time() - start_time
+    result = {"script": os.path.basename(__file__), "env_id": ENV_ID, "seed": args.seed, "args": asdict(args)}
+    result |= {"games": games, "leader_steps": leader_steps, "runs": runs}
+    result |= {"wall_seconds": wall_seconds, "steps_per_second": leader_steps * len(runs) / wall_seconds}
+    finish(result, run_path)
     return result
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    main(tyro.cli(Args, description=__doc__))

@@ -5,6 +5,7 @@ import importlib
 import numpy as np
 import pytest
 import torch
+import tyro
 
 # The paper's follower, then ours.
 PAPER_SCRIPTS = ["stackelberg_ppo_matrix", "stackelberg_pg_matrix", "stackelberg_dqn_matrix"]
@@ -28,6 +29,11 @@ QUICK = {
 torch.set_num_threads(1)
 
 
+def parse(script, *flags):
+    """Returns a script's Args for flags as on a command line."""
+    return tyro.cli(script.Args, args=[*map(str, flags)], description=script.__doc__)
+
+
 @pytest.fixture(params=MATRIX_SCRIPTS)
 def script(request):
     """Each matrix script in turn, as a module."""
@@ -48,15 +54,20 @@ def run(script, tmp_path, capsys):
     """
 
     def run(*flags):
-        result = script.main(script.parse_args(["--run-dir", str(tmp_path / "runs"), *map(str, flags)]))
+        result = script.main(parse(script, "--run-dir", tmp_path / "runs", *flags))
         return result, capsys.readouterr().out
 
     return run
 
 
-def best_response_follower(script, game):
-    """The exact follower as the POMDP wants it: observation [n], context [n, 5] -> action [n]."""
+def best_replies(script, game):
+    """The exact follower as the POMDP wants it: its table for each context, [32, 5]."""
     n = len(script.TABLES)
-    _, returns = script.play(game, script.TABLES.repeat(n, axis=0), np.tile(script.TABLES, (n, 1)))
-    replies = script.TABLES[returns.reshape(n, n).argmax(axis=1)]
-    return lambda observation, context: replies[script.table_index(context), observation]
+    _, _, rewards = script.play(game, script.TABLES.repeat(n, axis=0), np.tile(script.TABLES, (n, 1)))
+    return script.TABLES[rewards[1].mean(axis=0).reshape(n, n).argmax(axis=1)]
+
+
+def exact_returns(script, game, leader_tables, follower_tables):
+    """Both players' payoff per game step, [n] each, for pairs of tables [n, 5]."""
+    rewards = script.play(game, np.asarray(leader_tables), np.asarray(follower_tables))[2].mean(axis=1)
+    return game.payoff(0, rewards[0]), game.payoff(1, rewards[1])

@@ -1,5 +1,6 @@
 """What is particular to the policy-gradient and the DQN leader, and that the scripts' followers are interchangeable."""
 
+import dataclasses
 import importlib
 import itertools
 import json
@@ -7,27 +8,38 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import MATRIX_SCRIPTS, PAPER_SCRIPTS, SHORT, best_response_follower
+from conftest import PAPER_SCRIPTS, SHORT, best_replies, exact_returns, parse
+
+FOLLOWER_STEPS = 105  # of one batch; these tests train leaders, against the exact follower
 
 
-def train(script, name, total_timesteps, **flags):
-    """Trains a leader against the exact follower; returns its regret after each iteration and the logged scalars."""
-    args = script.Args(env_id=name, seed=1, **flags)
-    game = script.make_game(args)
-    follower = best_response_follower(script, game)
-    length = script.NUM_OBSERVATIONS + game.num_steps
-    num_envs = getattr(args, "num_envs", -(-args.batch_size // length))
-    envs = script.LeaderPOMDP(game, follower, num_envs)
+def train(script, leader_timesteps, replies=None, record=lambda envs, actions: None, **flags):
+    """Trains a leader against `replies`, by default the exact follower; returns its regret after each iteration, the
+    logged scalars and the leader. `record` is told the environment and the actions before each step."""
+    steps = {"follower_timesteps": FOLLOWER_STEPS, "total_timesteps": FOLLOWER_STEPS + leader_timesteps}
+    args = script.Args(**steps, **flags)
+    replies = best_replies(script, args.game) if replies is None else replies
+    optimum = args.game.payoff(0, script.solve(args.game)[0])
+    regrets_of = optimum - exact_returns(script, args.game, script.TABLES, replies)[0]
+    envs = script.LeaderPOMDP(args.game, replies, args.num_envs)
+    step = envs.step
+
+    def recording_step(actions):
+        record(envs, actions)
+        return step(actions)
+
+    envs.step = recording_step
     torch.manual_seed(args.seed)
     leader = script.Leader()
-    rows = np.arange(script.NUM_OBSERVATIONS)
-    replies = np.array([follower(rows, np.tile(table, (len(rows), 1))) for table in script.TABLES])
-    regret_of = script.solve(game)[0] - script.play(game, script.TABLES, replies)[0]
+    (layer,) = leader.parameters()
     regrets, logged = [], []
-    for _, scalars in script.train_leader(leader, envs, total_timesteps // (num_envs * length), args):
-        regrets.append(regret_of[script.table_index(leader.greedy_table())])
+
+    def log(_, scalars):
+        regrets.append(regrets_of[script.table_index(layer.argmax(0).numpy())])
         logged.append(scalars)
-    return regrets, logged
+
+    script.train_leader(leader, envs, args, log)
+    return regrets, logged, leader
 
 
 @pytest.fixture
@@ -42,7 +54,7 @@ def dqn():
 
 @pytest.mark.parametrize("name", ["stag_hunt", "battle", "hero", "chicken"])
 def test_pg_learns_the_optimum(pg, name):
-    regrets, _ = train(pg, name, 50_000)
+    regrets, _, _ = train(pg, 50_000, env_id=name)
     assert abs(regrets[-1]) <= 0.05
 
 
@@ -50,52 +62,38 @@ def test_pg_without_its_baseline_and_epsilon_saturates(pg):
     """Table 4's learning rate with Adam's usual epsilon: after 100 batches most probabilities are 0 or 1."""
     entropy = {}
     for name, flags in {"default": {}, "plain": {"adam_eps": 1e-8, "baseline": False, "norm_adv": False}}.items():
-        _, logged = train(pg, "chicken", 10_500, **flags)
+        _, logged, _ = train(pg, 10_500, env_id="chicken", **flags)
         entropy[name] = logged[-1]["losses/entropy"]
     assert entropy["plain"] < entropy["default"] / 2
 
 
 def test_pg_learns_from_a_batch_of_one_episode(pg):
     """The batch's mean would leave nothing of a single episode's returns."""
-    args = pg.Args(batch_size=15)
-    game = pg.make_game(args)
-    leader = pg.Leader()
-    before = leader.actor.weight.detach().clone()
-    envs = pg.LeaderPOMDP(game, best_response_follower(pg, game), num_envs=1)
-    next(pg.train_leader(leader, envs, 1, args))
-    assert (leader.actor.weight - before).abs().max() > 0.01
+    _, logged, leader = train(pg, 15, batch_size=15)
+    assert len(logged) == 1
+    torch.manual_seed(1)
+    assert (leader.actor.weight - pg.Leader().actor.weight).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("name", ["prisoners_dilemma", "chicken", "battle"])
 @pytest.mark.parametrize("n_step", [5, 0])
 def test_dqn_learns_within_a_tenth_of_the_optimum(dqn, name, n_step):
-    regrets, _ = train(dqn, name, 48_000, n_step=n_step)
+    regrets, _, _ = train(dqn, 48_000, env_id=name, n_step=n_step)
     assert abs(regrets[-1]) <= 0.1 + 1e-9
 
 
 def test_dqn_plays_as_it_answered_and_explores_by_whole_policies(dqn):
     """In every episode of every environment, each action of the game is the answer to its observation's query."""
-    args = dqn.Args(num_envs=6, learning_starts=300, noise_share=0.3)
-    game = dqn.make_game(args)
-    contexts, observations = [], []
+    contexts, observations, played = [], [], []
 
-    def follower(observation, context):
-        contexts.append(context.copy())
-        observations.append(observation.copy())
-        return np.random.default_rng(len(contexts)).integers(2, size=len(observation))  # shows every observation
-
-    envs = dqn.LeaderPOMDP(game, follower, args.num_envs)
-    step, played = envs.step, []
-
-    def recording_step(actions):
+    def record(envs, actions):
         if envs.t >= dqn.NUM_OBSERVATIONS:
+            contexts.append(envs.context.copy())
+            observations.append(envs.observation.copy())
             played.append(actions.copy())
-        return step(actions)
 
-    envs.step = recording_step
-    torch.manual_seed(1)
-    for _ in dqn.train_leader(dqn.Leader(), envs, 30, args):
-        pass
+    replies = np.random.default_rng(1).integers(2, size=dqn.TABLES.shape)  # shows every observation
+    train(dqn, 30 * 6 * 15, replies, record, num_envs=6, learning_starts=300, noise_share=0.3)
     contexts, observations, played = map(np.array, (contexts, observations, played))
     assert contexts.shape == (300, 6, 5) and set(observations.flat) == set(range(5))
     assert (played == np.take_along_axis(contexts, observations[..., None], axis=-1).squeeze(-1)).all()
@@ -106,7 +104,7 @@ def test_dqn_plays_as_it_answered_and_explores_by_whole_policies(dqn):
 
 @pytest.mark.parametrize("noise_share", [0.01, 0.5])
 def test_dqn_noise_adapts_to_its_share(dqn, noise_share):
-    _, logged = train(dqn, "deadlock", 12_000, noise_share=noise_share)
+    _, logged, _ = train(dqn, 12_000, env_id="deadlock", noise_share=noise_share)
     share, stddev = ([scalars[f"charts/noise_{name}"] for scalars in logged] for name in ("share", "stddev"))
     starts = 5000 // (16 * 15)  # iterations before the first gradient step
     assert np.mean(share[:starts]) == pytest.approx(0.5, abs=0.1)  # values near 0: the noise decides
@@ -121,27 +119,49 @@ def test_dqn_bootstraps_n_steps_ahead(dqn):
     payoff = {"leader_payoff": (1.0, 0.0, 0.0, 0.0), "follower_payoff": (1.0, 0.0, 1.0, 0.0)}
     values = {}
     for n_step in (1, 0):
-        _, logged = train(dqn, "one", 12_000, n_step=n_step, centre_rewards=False, learning_rate=0.05, **payoff)
+        _, logged, _ = train(dqn, 12_000, n_step=n_step, centre_rewards=False, learning_rate=0.05, **payoff)
         values[n_step] = logged[-1]["losses/q_values"]
     assert values[0] <= 15 + 1e-6  # rewards are stretched to 1.5
     assert values[1] > values[0]
 
 
-def test_dqn_needs_a_gradient_step(dqn, tmp_path, capsys):
+def test_dqn_needs_a_gradient_step(dqn, capsys):
     with pytest.raises(SystemExit) as error:
-        dqn.main(dqn.parse_args(["--total-timesteps", "57000", "--run-dir", str(tmp_path / "runs")]))
-    assert error.value.code == 2 and "--learning-starts 5000" in capsys.readouterr().err
-    assert not (tmp_path / "runs").exists()
+        parse(dqn, "--total-timesteps", 57_000)
+    assert error.value.code == 2 and "--learning-starts" in capsys.readouterr().err
+    parse(dqn, "--total-timesteps", 58_000)
 
 
-@pytest.mark.parametrize("name", [name for name in MATRIX_SCRIPTS if name != "stackelberg_ppo_matrix"])
+@pytest.mark.parametrize("name", PAPER_SCRIPTS)
 def test_flags_that_may_be_zero_and_flags_that_may_not(name):
     script = importlib.import_module(name)
-    if name == "stackelberg_dqn_matrix":
-        script.make_game(script.Args(n_step=0, learning_starts=0))
-    for flag in {"batch_size", "learning_rate", "num_envs", "buffer_size", "noise_stddev"} & set(vars(script.Args())):
-        with pytest.raises(SystemExit):
-            script.make_game(script.Args(**{flag: 0}))
+    may_be_zero = {"n_step", "learning_starts", "adam_eps", "ent_coef", "follower_baseline_rate"}
+    may_not = {"batch_size", "learning_rate", "num_envs", "buffer_size", "noise_stddev", "num_steps"}
+    flags = {field.name for field in dataclasses.fields(script.Args)}
+    script.Args(**dict.fromkeys(may_be_zero & flags, 0))
+    for flag in may_not & flags:
+        with pytest.raises(ValueError, match=flag.replace("_", "-")):
+            script.Args(**{flag: 0})
+
+
+def test_a_dqn_leader_that_diverges_ends_the_run_without_a_result(dqn, tmp_path):
+    args = dqn.Args(follower_timesteps=FOLLOWER_STEPS, learning_rate=1e30, run_dir=str(tmp_path))
+    with pytest.raises(SystemExit, match="leader's training diverged: lower --learning-rate"):
+        dqn.main(args)
+    assert list(tmp_path.glob("*/events*")) and not list(tmp_path.glob("*/result.json*"))
+
+
+def test_pg_ends_at_once_when_its_loss_is_not_finite(pg):
+    """However large its steps, a policy gradient saturates before it overflows: here the rewards are at fault."""
+    steps = []
+
+    def spoil(envs, actions):
+        steps.append(envs.t)
+        envs.game.reward[:] = np.nan
+
+    with pytest.raises(SystemExit, match="leader's training diverged: lower --learning-rate"):
+        train(pg, 50_000, record=spoil)
+    assert len(steps) == 15  # one episode
 
 
 @pytest.fixture(scope="module")
@@ -152,13 +172,13 @@ def short_runs(tmp_path_factory):
         folder = tmp_path_factory.mktemp(name)
         script = importlib.import_module(name)
         flags = ["--env-id", "hero", "--seed", 3, *SHORT, "--run-dir", folder, "--save-model"]
-        result = script.main(script.parse_args([*map(str, flags)]))
+        result = script.main(parse(script, *flags))
         runs[name] = result, next(folder.glob("*/model.pt"))
     return runs
 
 
 def test_one_seed_pretrains_one_follower_in_every_script(short_runs):
-    followers = [torch.load(path, weights_only=True)["follower"]["actor.weight"] for _, path in short_runs.values()]
+    followers = [torch.load(path, weights_only=True)["follower"] for _, path in short_runs.values()]
     assert all(torch.equal(follower, followers[0]) for follower in followers)
     regrets = {result["follower_regret_all"] for result, _ in short_runs.values()}
     assert len(regrets) == 1
@@ -170,7 +190,7 @@ def test_a_follower_of_one_script_serves_another(short_runs, saved_by, used_by, 
     script = importlib.import_module(used_by)
     flags = ["--env-id", "hero", "--seed", 3, *SHORT, "--run-dir", tmp_path]
     flags += ["--follower-checkpoint", short_runs[saved_by][1]]
-    result, own = script.main(script.parse_args([*map(str, flags)])), short_runs[used_by][0]
+    result, own = script.main(parse(script, *flags)), short_runs[used_by][0]
     differ = {key for key in own if result[key] != own[key]}
     assert differ <= {"args", "wall_seconds", "steps_per_second"}
     assert result["script"] == f"{used_by}.py" and json.dumps(result)

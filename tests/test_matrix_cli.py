@@ -1,19 +1,21 @@
 """The command line, the files of a run and what is promised about them."""
 
-import csv
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
 import tomllib
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import SHORT
+from conftest import MATRIX_SCRIPTS, PAPER_SCRIPTS, QUICK, SHORT, exact_returns, parse
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from wandb.proto.wandb_internal_pb2 import Record
 
 ROOT = Path(__file__).parent.parent
 KEYS = {
@@ -22,18 +24,19 @@ KEYS = {
     "seed": int,
     "args": dict,
     "leader_return": float,
+    "leader_return_greedy": float,
     "stackelberg_value": float,
     "stackelberg_value_pessimistic": float,
     "leader_regret": float,
     "follower_regret": float,
     "follower_regret_all": float,
     "verification_gain": float,
-    "verification_gain_leader": float,
     "leader_policy": list,
     "follower_policy": list,
     "follower_steps": int,
     "leader_steps": int,
     "steps_to_converge": (int, type(None)),
+    "steps_to_converge_exploring": (int, type(None)),
     "curve": list,
     "wall_seconds": float,
     "steps_per_second": float,
@@ -50,109 +53,87 @@ def checkpoint(script, run, tmp_path):
 
 
 def wrong_inputs(tmp_path, checkpoint):
-    """name: flags, and words that the error line must hold."""
+    """name: flags, and words that the error must hold."""
     (tmp_path / "file").write_text("no model")
     torch.save({"weights": torch.zeros(3)}, tmp_path / "foreign.pt")
     model = torch.load(checkpoint, weights_only=True)
-    model["follower"] = {name: torch.zeros(2, 24) for name in model["follower"]}
-    torch.save(model, tmp_path / "shape.pt")
+    torch.save({**model, "follower": torch.zeros(2, 24)}, tmp_path / "shape.pt")
+    torch.save({**model, "follower": model["follower"] * np.nan}, tmp_path / "nan.pt")
+    torch.save({key: value for key, value in model.items() if key != "game"}, tmp_path / "no_game.pt")
     payoff = ("--leader-payoff", 1, 2, 3, 4)
     return {
         "unknown game": (["--env-id", "poker"], "prisoners_dilemma, stag_hunt"),
-        "name with a slash": (["--env-id", "a/b"], "--env-id"),
-        "experiment with a slash": (["--exp-name", "../x"], "--exp-name"),
-        "three payoffs": (
-            ["--leader-payoff", 1, 2, 3, "--follower-payoff", 1, 2, 3, 4],
-            "--leader-payoff must be four",
-        ),
-        "five payoffs": ([*payoff, "--follower-payoff", 1, 2, 3, 4, 5], "--follower-payoff must be four"),
-        "one player's payoffs": (payoff, "--follower-payoff must be four"),
-        "NaN payoff": ([*payoff, "--follower-payoff", 1, 2, "nan", 4], "--follower-payoff must be four finite"),
-        "infinite payoff": ([*payoff, "--follower-payoff", 1, 2, "-inf", 4], "--follower-payoff must be four finite"),
-        "overflowing payoffs": ([*payoff, "--follower-payoff", 1e308, -1e308, 0, 0], "--follower-payoff"),
+        "three payoffs": (["--leader-payoff", 1, 2, 3, "--follower-payoff", 1, 2, 3, 4], "must be four numbers"),
+        "five payoffs": ([*payoff, "--follower-payoff", 1, 2, 3, 4, 5], "must be four numbers"),
+        "one player's payoffs": (payoff, "must be four numbers"),
+        "NaN payoff": ([*payoff, "--follower-payoff", 1, 2, "nan", 4], "must be four numbers"),
+        "infinite payoff": ([*payoff, "--follower-payoff", 1, 2, "-inf", 4], "must be four numbers"),
+        "overflowing payoffs": ([*payoff, "--follower-payoff", 1e307, -1e307, 0, 0], "must be four numbers"),
         "word as payoff": ([*payoff, "--follower-payoff", 1, 2, 3, "x"], "--follower-payoff"),
-        "own game under a paper's name": ([*payoff, "--follower-payoff", 1, 2, 3, 4, "--env-id", "hero"], "hero"),
         "zero steps": (["--num-steps", 0], "--num-steps must be positive"),
         "negative steps": (["--num-steps", -3], "--num-steps must be positive"),
         "zero budget": (["--total-timesteps", 0], "--total-timesteps must be positive"),
-        "budget below pre-training": (["--total-timesteps", 1_900], "--total-timesteps 1900 is less than"),
-        "pre-training below one batch": (
-            ["--follower-timesteps", 104, "--follower-batch-size", 100],
-            "one batch of 105",
-        ),
+        "budget below pre-training": (["--total-timesteps", 1_900], "must hold a batch each"),
+        "pre-training below one batch": (["--follower-timesteps", 104], "must hold a batch each"),
         "fraction as steps": (["--total-timesteps", "1e5.5"], "--total-timesteps"),
         "zero batch": (["--follower-batch-size", 0], "--follower-batch-size must be positive"),
-        "negative follower learning rate": (
-            ["--follower-learning-rate", -1],
-            "--follower-learning-rate must be positive",
-        ),
         "zero learning rate": (["--learning-rate", 0], "--learning-rate must be positive"),
         "negative learning rate": (["--learning-rate", -0.1], "--learning-rate must be positive"),
-        "NaN learning rate": (["--learning-rate", "nan"], "--learning-rate must be a finite number"),
-        "negative seed": (["--seed", -1], "--seed must not be negative"),
-        "huge seed": (["--seed", 2**64], "--seed"),
+        "NaN learning rate": (["--learning-rate", "nan"], "--learning-rate must be positive"),
+        "negative seed": (["--seed", -1], "--seed must be positive"),
         "word as seed": (["--seed", "one"], "--seed"),
-        "baseline rate above 1": (["--follower-baseline-rate", 1.5], "--follower-baseline-rate"),
-        "unknown flag": (["--entropy", 1], "--entropy"),
+        "unknown flag": (["--leaning-rate", 1], "Perhaps you meant"),
         "stray word": (["chicken"], "chicken"),
+        "no checkpoint": (["--follower-checkpoint", ""], "--follower-checkpoint '' does not fit"),
         "missing checkpoint": (["--follower-checkpoint", tmp_path / "none.pt"], "No such file"),
         "folder as checkpoint": (["--follower-checkpoint", tmp_path], "directory"),
-        "corrupt checkpoint": (["--follower-checkpoint", tmp_path / "file"], "is not a model.pt"),
-        "foreign checkpoint": (["--follower-checkpoint", tmp_path / "foreign.pt"], "is not a model.pt"),
-        "checkpoint of another shape": (["--follower-checkpoint", tmp_path / "shape.pt"], "is not a model.pt"),
-        "checkpoint of another game": (["--env-id", "hero", "--follower-checkpoint", checkpoint], "from another game"),
-        "checkpoint of another length": (["--num-steps", 9, "--follower-checkpoint", checkpoint], "from another game"),
-        "run folder below a file": (["--run-dir", tmp_path / "file" / "runs"], "--run-dir"),
+        "corrupt checkpoint": (["--follower-checkpoint", tmp_path / "file"], "does not fit"),
+        "foreign checkpoint": (["--follower-checkpoint", tmp_path / "foreign.pt"], "does not fit"),
+        "checkpoint of another shape": (["--follower-checkpoint", tmp_path / "shape.pt"], "does not fit"),
+        "checkpoint of NaNs": (["--follower-checkpoint", tmp_path / "nan.pt"], "not finite"),
+        "checkpoint without its game": (["--follower-checkpoint", tmp_path / "no_game.pt"], "does not fit"),
+        "checkpoint of another game": (["--env-id", "hero", "--follower-checkpoint", checkpoint], "another game"),
+        "checkpoint of another length": (["--num-steps", 9, "--follower-checkpoint", checkpoint], "another game"),
     }
 
 
-def test_wrong_input_ends_with_one_line_and_nothing_written(script, checkpoint, tmp_path, monkeypatch, capsys):
+def test_wrong_input_ends_in_tyros_box_and_nothing_written(script, checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     cases = wrong_inputs(tmp_path, checkpoint)
     before = sorted(tmp_path.rglob("*"))
     for name, (flags, words) in cases.items():
         with pytest.raises(SystemExit) as error:
-            script.main(script.parse_args([*map(str, flags)]))
+            parse(script, *flags)
         printed = capsys.readouterr()
-        assert error.value.code == 2, name
-        assert printed.out == "" and printed.err.count("\n") == 1, (name, printed)
-        assert printed.err.startswith(f"{script.__name__}.py: error: ") and words in printed.err, (name, printed.err)
+        text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", printed.err).split())
+        assert error.value.code == 2 and printed.out == "", name
+        assert words in text and "full helptext" in text and "Traceback" not in text, (name, text)
         assert sorted(tmp_path.rglob("*")) == before, name
 
 
-def test_wrong_input_in_a_terminal_of_its_own(script, tmp_path):
-    command = [sys.executable, script.__file__, "--learning-rate", "-1"]
+def test_wrong_input_in_a_terminal_of_its_own(any_script, tmp_path):
+    command = [sys.executable, any_script.__file__, "--num-steps", "-1"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == "" and list(tmp_path.iterdir()) == []
-    assert done.stderr == f"{script.__name__}.py: error: --learning-rate must be positive, got -1.0\n"
+    assert "Value error" in done.stderr and "--num-steps must be positive, got -1" in done.stderr
 
 
-def test_tracking_without_wandb_says_what_to_install(script, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(SystemExit) as error:
-        script.main(script.parse_args(["--track", "--run-dir", str(tmp_path / "runs")]))
-    assert error.value.code == 2 and "pip install wandb" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_tracking_without_a_key_is_one_line(script, tmp_path):
-    command = [sys.executable, script.__file__, "--track"]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
-    environment |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
-    )
-    assert done.returncode == 2 and done.stdout == "" and not list(tmp_path.glob("runs/*"))
-    assert re.fullmatch(rf"{script.__name__}.py: error: --track: .*\n", done.stderr)
+def test_a_diverged_run_says_what_to_lower_and_leaves_no_result(script, run, tmp_path):
+    with pytest.raises(SystemExit, match=r"leader's training diverged: lower --learning-rate"):
+        run(*SHORT, "--learning-rate", 1e30)
+    if script.__name__ in PAPER_SCRIPTS:
+        with pytest.raises(SystemExit, match=r"follower's training diverged: lower --follower-learning-rate"):
+            run("--follower-baseline-rate", 1000)
+    assert list(tmp_path.glob("runs/*")) and not list(tmp_path.glob("runs/*/result.json"))
 
 
 def test_help_explains_every_flag(any_script, capsys):
     with pytest.raises(SystemExit) as error:
-        any_script.parse_args(["--help"])
+        parse(any_script, "--help")
     _, _, options = capsys.readouterr().out.partition("show this help")
     text = " ".join(re.sub(r"[^\w\s(){}\[\]:;,.'=/-]", " ", options).split())
     assert error.value.code == 0
-    for field, default in vars(any_script.Args()).items():
+    for field, default in asdict(any_script.Args()).items():
         start = re.search(rf"--{field.replace('_', '-')}[ ,]", text).start()
         assert re.search(r"[a-z]{3,} [a-z]{2,}.*\(default: ", text[start : start + 600]), (field, default)
 
@@ -171,41 +152,66 @@ def test_a_run_writes_its_folder_and_nothing_else(script, run, tmp_path, monkeyp
 
 def test_result_follows_the_schema(script, run):
     result, _ = run(*SHORT, "--env-id", "hero", "--seed", 3)
-    assert list(result) == list(KEYS)
+    assert set(result) == set(KEYS)
     assert all(isinstance(result[key], kind) for key, kind in KEYS.items())
     assert result["script"] == f"{script.__name__}.py" and result["env_id"] == "hero" and result["seed"] == 3
-    assert result["args"] == vars(script.Args(**result["args"]))
+    assert result["args"] == asdict(script.Args(**result["args"]))
     assert len(result["leader_policy"]) == len(result["follower_policy"]) == 5
-    assert result["leader_regret"] == result["stackelberg_value"] - result["leader_return"]
+    assert result["leader_regret"] == pytest.approx(result["stackelberg_value"] - result["leader_return_greedy"])
     assert result["follower_regret"] >= 0 and result["follower_regret_all"] >= result["follower_regret"]
     # the result is what the exact play of the two policies gives
-    game = script.make_game(script.Args(env_id="hero"))
-    policies = [np.array([result[key]]) for key in ("leader_policy", "follower_policy")]
-    assert result["leader_return"] == pytest.approx(script.play(game, *policies)[0][0])
+    game = script.Args(env_id="hero").game
+    returns = exact_returns(script, game, [result["leader_policy"]], [result["follower_policy"]])
+    assert result["leader_return_greedy"] == pytest.approx(returns[0].item())
     # steps: the follower's are a multiple of 7 episodes, the curve starts after them and ends with the budget
-    assert result["follower_steps"] == 1050 and result["curve"][0][0] == 1050
-    assert result["curve"][-1] == [1050 + result["leader_steps"], result["leader_return"]]
-    assert 8000 - 1005 < result["curve"][-1][0] <= 8000
-    assert all(later[0] > earlier[0] for earlier, later in zip(result["curve"], result["curve"][1:], strict=False))
+    steps, greedy, exploring = zip(*result["curve"], strict=True)
+    assert result["follower_steps"] == 1050 < steps[0] and sorted(set(steps)) == list(steps)
+    assert steps[-1] == 1050 + result["leader_steps"] and 8000 - 1005 < steps[-1] <= 8000
+    assert greedy[-1] == result["leader_return_greedy"]
+    assert result["leader_return"] == pytest.approx(np.mean(exploring[-int(np.ceil(len(steps) / 10)) :]))
     assert result["steps_per_second"] == pytest.approx(result["curve"][-1][0] / result["wall_seconds"])
 
 
-def test_steps_to_converge_is_the_first_step_of_the_last_stay(run):
+def test_steps_to_converge_is_the_first_step_of_the_last_stay(script, run):
     result, _ = run("--env-id", "hero", "--total-timesteps", 75_000)
-    good = [abs(value - result["stackelberg_value"]) <= 0.05 + 1e-9 for _, value in result["curve"]]
-    stays = [step for i, (step, _) in enumerate(result["curve"]) if all(good[i:])]
-    assert result["steps_to_converge"] == (stays[0] if stays else None)
+    for column, key in ((1, "steps_to_converge"), (2, "steps_to_converge_exploring")):
+        good = [abs(row[column] - result["stackelberg_value"]) <= 0.05 + 1e-6 for row in result["curve"]]
+        stays = [row[0] for i, row in enumerate(result["curve"]) if all(good[i:])]
+        assert result[key] == (stays[0] if stays else None)
+    steps = np.array([1, 2, 3, 4])
+    assert script.steps_to_converge(steps, np.array([0, 0.1, 0.05, -0.05])) == 3
+    assert script.steps_to_converge(steps, np.array([0, 0, 0, 0.06])) is None
+
+
+def test_tiny_payoffs_get_the_verdict_of_their_game(script, run):
+    """Five leader batches are too few for the prisoner's dilemma, at whatever scale its payoffs are."""
+    results = []
+    for scale in (1, 1e-9):
+        leader_payoff, follower_payoff = ([scale * x for x in row] for row in ((-1, -3, 0, -2), (-1, 0, -3, -2)))
+        payoffs = ("--leader-payoff", *leader_payoff, "--follower-payoff", *follower_payoff)
+        results.append(run(*SHORT, *payoffs))
+    (result, printed), (tiny, tiny_printed) = results
+    assert "custom: NOT a Stackelberg equilibrium" in printed and "custom: NOT a Stack" in tiny_printed
+    assert tiny["steps_to_converge"] == result["steps_to_converge"]
+    assert tiny["leader_policy"] == result["leader_policy"]
+    for key in ("leader_regret", "follower_regret", "leader_return"):
+        assert tiny[key] * 1e9 == pytest.approx(result[key], abs=1e-6)
 
 
 def test_curves_have_the_shared_tags_and_count_every_step(run, tmp_path):
     result, _ = run(*SHORT, "--env-id", "stag_hunt")
-    events = EventAccumulator(str(next(tmp_path.glob("runs/*"))), size_guidance={"scalars": 0})
+    events = EventAccumulator(str(next(tmp_path.glob("runs/*"))), size_guidance={"scalars": 0, "tensors": 0})
     events.Reload()
     assert set(events.Tags()["scalars"]) >= TAGS
     assert any(tag.startswith("losses/follower_") for tag in events.Tags()["scalars"])
     assert all(tag.startswith(("charts/", "losses/")) for tag in events.Tags()["scalars"])
-    greedy = [[event.step, pytest.approx(event.value)] for event in events.Scalars("charts/leader_return_greedy")]
-    assert greedy == result["curve"][1:]
+    for column, tag in ((1, "charts/leader_return_greedy"), (2, "charts/leader_return")):
+        points = [(event.step, pytest.approx(event.value)) for event in events.Scalars(tag)]
+        assert points == [(row[0], row[column]) for row in result["curve"]]
+    (layout,) = events.Tensors("custom_scalars__config__")
+    assert all(
+        tag.encode() in layout.tensor_proto.string_val[0] for tag in ("leader_return_greedy", "stackelberg_value")
+    )
     steps = [event.step for event in events.Scalars("charts/follower_return")]
     assert steps == sorted(set(steps)) and steps[0] == 105
     optimum = events.Scalars("charts/stackelberg_value")
@@ -223,7 +229,7 @@ def test_same_seed_same_result_other_seed_other_weights(run):
     assert same(first) == same(again) and first["args"] == again["args"]
     folders = [Path(printed.split("result  ")[1].strip()).parent for _, printed in runs]
     models = [torch.load(folder / "model.pt", weights_only=True) for folder in folders]
-    weights = [(next(iter(model["follower"].values())), *model["leader"].values()) for model in models]
+    weights = [(model["follower"], *model["leader"].values()) for model in models]
     assert all(torch.equal(a, b) for a, b in zip(weights[0], weights[1], strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(weights[0], weights[2], strict=True))
 
@@ -236,25 +242,52 @@ def test_a_followers_checkpoint_repeats_the_run_it_came_from(run, checkpoint):
     assert torch.load(checkpoint, weights_only=True)["follower_steps"] == again["follower_steps"] == 1050
 
 
-def test_a_crash_in_the_middle_leaves_no_half_written_file(script, run, tmp_path, monkeypatch):
-    def write_half(model, path):
-        Path(path).write_bytes(b"half")
+def test_a_crash_in_the_middle_leaves_no_half_written_result(run, tmp_path, monkeypatch):
+    def write_half(result, file):
+        file.write("{")
         raise OSError("disk full")
 
-    monkeypatch.setattr(torch, "save", write_half)
+    monkeypatch.setattr(json, "dump", write_half)
     with pytest.raises(OSError, match="disk full"):
-        run(*SHORT, "--save-model")
-    assert not list(tmp_path.glob("runs/*/model.pt")) and not list(tmp_path.glob("runs/*/result.json"))
+        run(*SHORT)
+    assert not list(tmp_path.glob("runs/*/result.json"))
 
 
-def test_wandb_offline(run, tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.chdir(tmp_path)
-    run(*SHORT, "--track")
-    (folder,) = tmp_path.glob("runs/*")
-    assert list(folder.glob("wandb/offline-run-*/*.wandb"))
-    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+def wandb_records(path):
+    """Yields the records of an offline run: a log of LevelDB's format, after a header of 7 bytes."""
+    data, offset, parts = path.read_bytes(), 7, b""
+    while offset + 7 <= len(data):
+        if 32768 - offset % 32768 < 7:  # the end of a block, too short for a header
+            offset += 32768 - offset % 32768
+        _, length, kind = struct.unpack_from("<IHB", data, offset)
+        parts += data[offset + 7 : offset + 7 + length]
+        offset += 7 + length
+        if kind in (1, 4):  # a full record, or the last part of one
+            record = Record()
+            record.ParseFromString(parts)
+            yield record
+            parts = b""
+
+
+def test_wandb_records_every_point_once(any_script, tmp_path):
+    """An offline run holds each point of the event files once; the run's own folder holds none of W&B's files."""
+    flags = SHORT if any_script.__name__ in MATRIX_SCRIPTS else QUICK[any_script.__name__]
+    environment = os.environ | {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    command = [sys.executable, any_script.__file__, "--track", *map(str, flags)]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
+    (folder,) = [path for path in tmp_path.glob("runs/*") if path.name != "wandb"]
+    points = 0
+    for path in {path.parent for path in folder.rglob("*tfevents*")}:
+        events = EventAccumulator(str(path), size_guidance={"scalars": 0})
+        events.Reload()
+        points += sum(len(events.Scalars(tag)) for tag in events.Tags()["scalars"])
+
+    names = []
+    for record in wandb_records(next(tmp_path.glob("runs/wandb/offline-run-*/*.wandb"))):
+        names += [item.key or "/".join(item.nested_key) for item in record.history.item]
+    recorded = sum("charts/" in name or "losses/" in name for name in names)
+    assert points > 20 and recorded == points
 
 
 def test_inline_script_metadata_pins_what_was_tested(any_script):
@@ -309,36 +342,6 @@ def test_readme_and_ci_run_the_same_two_commands():
     assert os.access(ROOT / ".ci/run", os.X_OK)
 
 
-def test_readmes_example_of_the_pomdp_runs():
-    """The README's lines give a VectorEnv against a trained follower, and the best of all leaders is at the optimum."""
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    names = {}
-    exec(example, names)
-    observation, _ = names["envs"].reset(seed=1)
-    assert observation.shape == (16, 5)
-    leader_returns, _ = names["play"](names["game"], names["TABLES"], names["replies"])
-    assert leader_returns.max() == 0
-
-
-def test_readmes_tables_say_what_the_results_say():
-    """Each row of the README that names a results file counts its runs within 0.05 and 0.1, or lists their regrets."""
-    for line in (ROOT / "README.md").read_text().splitlines():
-        file = re.search(r"`(?:benchmark/results/)?(\w+\.csv)` \|$", line)
-        if not file:
-            continue
-        rows = list(csv.DictReader((ROOT / "benchmark/results" / file.group(1)).open()))
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        regrets = [abs(float(row["leader_regret"])) for row in rows]
-        if "/" in cells[1]:
-            hits = [f"{sum(regret <= bound + 1e-9 for regret in regrets)}/{len(rows)}" for bound in (0.05, 0.1)]
-            steps = np.median([float(row["steps_to_converge"] or "inf") for row in rows])
-            assert len(rows) == 60 and cells[1:4] == [*hits, f"{steps:,.0f}"], line
-        else:
-            for game, cell in zip(("prisoners_dilemma", "chicken"), cells[1:3], strict=True):
-                of_game = [f"{regret:.1f}" for regret, row in zip(regrets, rows, strict=True) if row["env_id"] == game]
-                assert cell == ", ".join(of_game), line
-
-
 def test_readmes_run_flags_are_understood():
     """Every command line in the README that calls a script parses."""
     import importlib
@@ -348,4 +351,4 @@ def test_readmes_run_flags_are_understood():
     )
     assert len(lines) >= 6
     for script, flags in lines:
-        importlib.import_module(script).parse_args(flags.split())
+        parse(importlib.import_module(script), *flags.split())

@@ -6,7 +6,7 @@ import math
 import gymnasium as gym
 import numpy as np
 import pytest
-from conftest import best_response_follower
+from conftest import best_replies, exact_returns
 from gymnasium.vector import AutoresetMode
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -37,7 +37,7 @@ tables = st.lists(st.integers(0, 1), min_size=5, max_size=5)
 
 
 def make_game(script, name):
-    return script.make_game(script.Args(env_id=name))
+    return script.Args(env_id=name).game
 
 
 def brute_force(leader_payoff, follower_payoff, num_steps):
@@ -68,10 +68,10 @@ def brute_force(leader_payoff, follower_payoff, num_steps):
 @pytest.mark.parametrize("name", GAMES)
 def test_payoffs_are_table_3(script, name):
     game = make_game(script, name)
-    assert (*game.leader_payoff.flatten(), *game.follower_payoff.flatten()) == GAMES[name]
-    assert set(game.leader_reward.flatten()) == set(game.follower_reward.flatten()) == {-1.5, -0.5, 0.5, 1.5}
-    assert (game.leader_reward - game.leader_payoff == 1.5).all()
-    assert game.leader_scale == game.follower_scale == 1
+    payoffs = np.stack([game.payoff(player, game.reward[player]) for player in (0, 1)])
+    assert tuple(payoffs.flatten()) == GAMES[name]
+    assert set(game.reward[0].flatten()) == set(game.reward[1].flatten()) == {-1.5, -0.5, 0.5, 1.5}
+    assert game.scale.tolist() == [1, 1]
 
 
 def test_there_are_12_games(script):
@@ -83,35 +83,45 @@ def test_there_are_12_games(script):
 def test_transitions(script, leader_action, follower_action):
     """Observations: the start, then 00, 01, 10, 11 (leader's, follower's last action), whatever came before."""
     expected = {(0, 0): 1, (0, 1): 2, (1, 0): 3, (1, 1): 4}[leader_action, follower_action]
+    tables = np.full((1, 5), leader_action), np.full((1, 5), follower_action)
     for name in GAMES:
-        assert make_game(script, name).next_observation(leader_action, follower_action) == expected
-    assert script.OBSERVATIONS[expected] == f"{leader_action}{follower_action}"
+        observations, _, _ = script.play(make_game(script, name), *tables)
+        assert observations[:, 0].tolist() == [0] + [expected] * 9
 
 
 @pytest.mark.parametrize("name", GAMES)
 def test_solver_finds_the_known_optima(script, name):
-    value, pessimistic_value, _ = script.solve(make_game(script, name))
-    assert value == pytest.approx(OPTIMA[name]) == pytest.approx(pessimistic_value)
+    game = make_game(script, name)
+    value, pessimistic_value, _ = script.solve(game)
+    assert game.payoff(0, value) == pytest.approx(OPTIMA[name]) == pytest.approx(game.payoff(0, pessimistic_value))
 
 
 @any_settings
 @given(leader_payoff=payoffs, follower_payoff=payoffs, num_steps=st.integers(1, 7))
 def test_solver_agrees_with_brute_force(script, leader_payoff, follower_payoff, num_steps):
-    value, pessimistic_value, best = script.solve(script.MatrixGame(leader_payoff, follower_payoff, num_steps))
+    game = script.MatrixGame(leader_payoff, follower_payoff, num_steps)
+    value, pessimistic_value, best = script.solve(game)
     expected = brute_force(leader_payoff, follower_payoff, num_steps)
-    assert value == pytest.approx(expected[0]) and pessimistic_value == pytest.approx(expected[1])
-    assert best == pytest.approx(expected[2])
+    assert game.payoff(0, np.array([value, pessimistic_value])) == pytest.approx(expected[:2], abs=1e-9)
+    assert game.payoff(1, best) == pytest.approx(expected[2], abs=1e-9)
 
 
 @any_settings
-@given(leader_payoff=payoffs, follower_payoff=payoffs, shift=st.integers(-9, 9), scale=st.sampled_from([0.01, 3, 1000]))
-def test_scale_of_payoffs_changes_nothing_but_the_scale(script, leader_payoff, follower_payoff, shift, scale):
-    """Training rewards are the same for every positive affine change of payoffs; values change along with it."""
+@given(
+    leader_payoff=payoffs,
+    follower_payoff=payoffs,
+    shift=st.sampled_from([-9, 1e6, -1e9]),
+    scale=st.sampled_from([1e-12, 1e-8, 0.01, 3, 1e12]),
+)
+def test_scale_and_offset_of_payoffs_change_nothing(script, leader_payoff, follower_payoff, shift, scale):
+    """Rewards are the same for every positive affine change of payoffs, and so are the optima, ties included."""
     game = script.MatrixGame(leader_payoff, follower_payoff)
-    scaled = script.MatrixGame(np.array(leader_payoff) * scale + shift, np.array(follower_payoff) * scale - shift)
-    assert scaled.leader_reward == pytest.approx(game.leader_reward, abs=1e-6)
-    assert scaled.follower_reward == pytest.approx(game.follower_reward, abs=1e-6)
-    assert script.solve(scaled)[0] == pytest.approx(script.solve(game)[0] * scale + shift)
+    leader_payoff, follower_payoff = np.array(leader_payoff), np.array(follower_payoff)
+    scaled = script.MatrixGame(leader_payoff * scale, follower_payoff * scale)
+    shifted = script.MatrixGame(leader_payoff + shift, follower_payoff - shift)
+    for changed in (scaled, shifted):
+        assert changed.reward == pytest.approx(game.reward, abs=1e-9)
+        assert script.solve(changed)[:2] == pytest.approx(script.solve(game)[:2], abs=1e-9)
 
 
 @any_settings
@@ -128,14 +138,8 @@ def test_renaming_actions_changes_no_value(script, leader_payoff, follower_payof
 def test_pomdp_episode(script, leader_payoff, follower_payoff, leader, num_steps):
     """Five queries in their order without reward, the answers as context, then the game: 5 + num_steps steps in all."""
     game = script.MatrixGame(leader_payoff, follower_payoff, num_steps)
-    best_response = best_response_follower(script, game)
-    contexts = []
-
-    def follower(observation, context):
-        contexts.append(context.copy())
-        return best_response(observation, context)
-
-    envs = script.LeaderPOMDP(game, follower, num_envs=3)
+    replies = best_replies(script, game)
+    envs = script.LeaderPOMDP(game, replies, num_envs=3)
     observation, _ = envs.reset(seed=1)
     seen, rewards, infos, done = [], [], {}, False
     while not done:
@@ -148,62 +152,66 @@ def test_pomdp_episode(script, leader_payoff, follower_payoff, leader, num_steps
     assert len(rewards) == 5 + num_steps
     assert seen[:6] == [[0] * 3, [1] * 3, [2] * 3, [3] * 3, [4] * 3, [0] * 3]
     assert not np.array(rewards[:5]).any()
-    assert len(contexts) == num_steps and all((context == leader).all() for context in contexts)
     # the game segment is the episode that the exact solver scores
-    reply = best_response(np.arange(5), np.tile(leader, (5, 1)))
-    leader_return, follower_return = script.play(game, np.array([leader]), reply[None])
-    assert infos["final_info"]["leader_return"] == pytest.approx([leader_return[0]] * 3)
-    assert infos["final_info"]["follower_return"] == pytest.approx([follower_return[0]] * 3)
-    middle = (max(leader_payoff) + min(leader_payoff)) / 2
-    total = np.sum(rewards, axis=0) * game.leader_scale + middle * num_steps
-    assert total / num_steps == pytest.approx([leader_return[0]] * 3)
+    reply = replies[script.table_index(np.array(leader))]
+    leader_return, follower_return = exact_returns(script, game, [leader], [reply])
+    assert len(infos["final_info"]) == 3
+    for info, total in zip(infos["final_info"], np.sum(rewards, axis=0), strict=True):
+        assert info["leader_return"] == pytest.approx(leader_return[0], abs=1e-9)
+        assert info["follower_return"] == pytest.approx(follower_return[0], abs=1e-9)
+        assert info["episode"] == {"r": pytest.approx(total), "l": 5 + num_steps}
+    assert game.payoff(0, np.sum(rewards, axis=0) / num_steps) == pytest.approx([leader_return[0]] * 3, abs=1e-9)
+
+
+def test_the_context_is_what_was_answered(script):
+    """The follower replies to the answers to the queries, whatever is played after them."""
+    game = make_game(script, "prisoners_dilemma")
+    envs = script.LeaderPOMDP(game, script.TABLES, num_envs=32)  # a follower that does what the leader said it would
+    envs.reset()
+    for t in range(5):
+        envs.step(script.TABLES[:, t])
+    for step in range(10):
+        told = script.TABLES[np.arange(32), envs.observation]
+        *_, infos = envs.step(1 - told)
+        if step < 9:  # the next observation tells what both did
+            assert (envs.observation == 1 + 2 * (1 - told) + told).all()
+    assert len(infos["final_info"]) == 32
 
 
 def test_pomdp_follows_the_gymnasium_vector_api(script):
     game = make_game(script, "chicken")
-    envs = script.LeaderPOMDP(game, best_response_follower(script, game), num_envs=4)
+    envs = script.LeaderPOMDP(game, best_replies(script, game), num_envs=4)
     assert isinstance(envs, gym.vector.VectorEnv)
     assert envs.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
     assert envs.single_observation_space.shape == (5,) and envs.single_action_space == gym.spaces.Discrete(2)
     assert envs.observation_space.shape == (4, 5) and envs.action_space.shape == (4,)
     envs.action_space.seed(1)
     first, infos = envs.reset(seed=3)
-    assert infos == {} and envs.np_random_seed == 3
+    assert infos == {}
     for step in range(1, 46):
         observation, reward, terminations, truncations, infos = envs.step(envs.action_space.sample())
         assert envs.observation_space.contains(observation)
         assert reward.shape == terminations.shape == truncations.shape == (4,)
         assert reward.dtype == np.float64 and terminations.dtype == truncations.dtype == bool
-        assert ("final_obs" in infos) == terminations.all() == (step % 15 == 0)
+        assert ("final_obs" in infos) == ("final_info" in infos) == terminations.all() == (step % 15 == 0)
         if terminations.all():  # the new episode's first query, the old one's last observation in the infos
             assert (observation == first).all()
-            assert (infos["final_obs"].argmax(axis=1) > 0).all() and infos["_final_obs"].all()
+            assert (infos["final_obs"].argmax(axis=1) > 0).all()
     envs.close()
 
 
-def test_pomdp_under_gymnasiums_wrappers(script):
-    """Gymnasium's own checks: statistics per episode, clipping, and info lists must all see what they expect."""
+def test_pomdp_under_gymnasiums_wrapper(script):
+    """Gymnasium's own statistics and the episodes in `final_info`, as CleanRL reads them, are the same."""
     game = make_game(script, "stag_hunt")
-    envs = script.LeaderPOMDP(game, best_response_follower(script, game), num_envs=2)
-    envs = gym.wrappers.vector.DictInfoToList(gym.wrappers.vector.RecordEpisodeStatistics(envs))
+    envs = script.LeaderPOMDP(game, best_replies(script, game), num_envs=2)
+    envs = gym.wrappers.vector.RecordEpisodeStatistics(envs)
     envs.reset(seed=1)
     for _ in range(30):
         *_, infos = envs.step(np.zeros(2, dtype=np.int64))
     # always 0 in stag hunt is met with 0: reward 1.5 in each of ten steps
-    assert [info["episode"]["r"] for info in infos] == [15.0, 15.0]
-    assert [info["episode"]["l"] for info in infos] == [15, 15]
-    assert [info["final_info"]["leader_return"] for info in infos] == [0.0, 0.0]
-
-
-def test_pomdp_refuses_what_it_cannot_do(script):
-    game = make_game(script, "chicken")
-    envs = script.LeaderPOMDP(game, best_response_follower(script, game), num_envs=2)
-    envs.reset()
-    with pytest.raises(ValueError, match="reset_mask"):
-        envs.reset(options={"reset_mask": np.array([True, False])})
-    for actions in ([0, 2], [0, -1], [0], [[0, 1]]):
-        with pytest.raises(AssertionError, match="bad actions"):
-            envs.step(np.array(actions))
+    assert infos["episode"]["r"].tolist() == [info["episode"]["r"] for info in infos["final_info"]] == [15.0, 15.0]
+    assert infos["episode"]["l"].tolist() == [info["episode"]["l"] for info in infos["final_info"]] == [15, 15]
+    assert [info["leader_return"] for info in infos["final_info"]] == [0.0, 0.0]
 
 
 @any_settings

@@ -1,9 +1,9 @@
 """The matrix scripts import nothing from each other: what they share is written out in each, in the same words.
 
 A block is a top-level definition of a script with the comments above it; `imports`, `inline script metadata` and
-`__main__` are blocks too, and so is every flag, as `Args.seed`. All blocks of the first script must be in the others,
-in the same order and with the same source, except the leader's own. A new script is one more line in
-conftest.MATRIX_SCRIPTS; a place where it has to differ is one more entry in DIFFERENCES.
+`__main__` are blocks too, and so is every flag, as `Args.seed`, and every method of Args, as `Args.__post_init__`. All
+blocks of the first script must be in the others, in the same order and with the same source, except the leader's own. A
+new script is one more line in conftest.MATRIX_SCRIPTS; a place where it has to differ is one more entry in DIFFERENCES.
 """
 
 import ast
@@ -33,36 +33,29 @@ DIFFERENCES = {
         ("200_000", "178_500"),
         ('queries included"""', 'queries included (500 and 1,200\n    iterations, Table 4)"""'),
     ],
-    ("replay_follower_matrix", "imports"): [("import torch.nn.functional as F\n", "")],
-    ("replay_follower_matrix", "make_game"): [
+    ("stackelberg_pg_matrix", "Args.__post_init__"): [('"adam_eps", "ent_coef"}', '"adam_eps"}')],
+    ("replay_follower_matrix", "Args.__post_init__"): [
+        ('"follower_baseline_rate", "adam_eps", "ent_coef"}', '"follower_gamma", "risk_seeking", "ent_coef"}')
+    ],
+    ("replay_follower_matrix", "TABLES"): [
+        ("The follower is logits\n", "The follower is Q-values\n"),
+        ("the authors' linear policy on ONE one-hot of the first two.", "the discounted rewards that it expects."),
+    ],
+    ("stackelberg_dqn_matrix", "Args.__post_init__"): [
+        ('"adam_eps", "ent_coef"}', '"learning_starts", "n_step"}'),
+        ("        self.num_envs = math.ceil(self.batch_size / length)\n", ""),
         (
-            '"follower_baseline_rate", "adam_eps", "ent_coef", "vf_coef"]',
-            '"follower_gamma", "risk_seeking", "ent_coef"]',
-        ),
-        ('    may_be_zero += ["n_step", "learning_starts"]\n', ""),
-        (
+            'must hold a batch each")\n',
             """\
-    if args.follower_baseline_rate > 1:
-        fail(f"--follower-baseline-rate must be at most 1, got {args.follower_baseline_rate}")
-""",
-            """\
-    if args.follower_learning_rate > 1:
-        fail(f"--follower-learning-rate must be at most 1, got {args.follower_learning_rate}")
-    if args.follower_gamma >= 1:
-        fail(f"--follower-gamma must be less than 1, got {args.follower_gamma}")
+must hold a batch each")
+        if self.leader_iterations * self.num_envs * length < self.learning_starts + self.train_frequency:
+            raise ValueError("--learning-starts must leave the leader's steps a gradient step")
 """,
         ),
     ],
     ("stackelberg_dqn_matrix", "main"): [
-        ("math.ceil(args.batch_size / episode_length) * episode_length\n", "args.num_envs * episode_length\n"),
-        (
-            "    if args.track and",
-            """\
-    leader_steps = leader_iterations * leader_batch
-    if leader_steps < args.learning_starts + args.train_frequency:
-        fail(f"--learning-starts {args.learning_starts} leaves the leader's {leader_steps} steps no gradient step")
-    if args.track and""",
-        ),
+        ("global_step = table_index(leader.actor.", "global_step = table_index(leader.q_network."),
+        ("    index = table_index(leader.actor.", "    index = table_index(leader.q_network."),
     ],
 }
 
@@ -88,8 +81,13 @@ def blocks_of(source):
         elif isinstance(node, ast.Assign):
             add(ast.unparse(node.targets[0]), node.end_lineno)
         elif node.name == "Args":
-            for field, docstring in zip(node.body[::2], node.body[1::2], strict=True):
-                add(f"Args.{field.target.id}", docstring.end_lineno)
+            for statement in node.body:
+                if isinstance(statement, ast.AnnAssign):
+                    flag = statement.target.id
+                elif isinstance(statement, ast.Expr):  # the docstring under a flag
+                    add(f"Args.{flag}", statement.end_lineno)
+                else:
+                    add(f"Args.{statement.name}", statement.end_lineno)
         else:
             add(node.name, node.end_lineno)
     assert "".join(blocks.values()) == source
@@ -99,7 +97,7 @@ def blocks_of(source):
 def shared_blocks_of(source, script=MATRIX_SCRIPTS[0]):
     """Returns the blocks of a script that are not its own."""
     blocks = blocks_of(source)
-    flags = [name for name in blocks if name.startswith("Args.")]
+    flags = [name for name in blocks if name.startswith("Args.") and not name.startswith("Args.__")]
     own = {*OWN_BLOCKS, *flags[flags.index(f"Args.{LAST_SHARED_FLAG}") + 1 :], *OTHER_FOLLOWER.get(script, ())}
     return {name: text for name, text in blocks.items() if name not in own}
 
@@ -158,11 +156,12 @@ def test_shared_blocks_have_the_same_source():
 def test_every_block_that_a_reader_expects_is_shared():
     """The rule "all but the leader's own" covers what must never drift."""
     shared = shared_blocks_of(read_scripts()[MATRIX_SCRIPTS[0]])
-    assert {"PAYOFFS", "MatrixGame", "LeaderPOMDP", "TABLES", "Follower", "play", "solve", "random_leaders"} <= {
+    assert {"PAYOFFS", "MatrixGame", "LeaderPOMDP", "TABLES", "play", "solve", "random_leaders", "make_envs"} <= {
         *shared
     }
-    assert {"train_follower", "verify", "fail", "make_game", "load_checkpoint", "write_atomically", "main"} <= {*shared}
-    assert {"Args.seed", "Args.follower_learning_rate", "imports", "inline script metadata", "__main__"} <= {*shared}
+    assert {"train_follower", "pretrain_follower", "load_follower", "verify", "steps_to_converge"} <= {*shared}
+    assert {"start_run", "finish", "main", "imports", "inline script metadata", "__main__"} <= {*shared}
+    assert {"Args.seed", "Args.follower_learning_rate", "Args.__post_init__"} <= {*shared}
 
 
 @pytest.mark.parametrize("script", MATRIX_SCRIPTS)
@@ -188,7 +187,8 @@ def test_one_changed_character_is_found_and_named(script, tmp_path):
 
 
 @pytest.mark.parametrize("script", MATRIX_SCRIPTS[1:])
-def test_a_missing_block_is_found_and_named(script):
+@pytest.mark.parametrize("block", ["solve", "Args.__post_init__"])
+def test_a_missing_block_is_found_and_named(script, block):
     sources = read_scripts()
-    without = sources[script].replace(blocks_of(sources[script])["solve"], "")
-    assert drift({**sources, script: without}) == [f"block solve of {MATRIX_SCRIPTS[0]}.py is missing in {script}.py"]
+    without = sources[script].replace(blocks_of(sources[script])[block], "")
+    assert drift({**sources, script: without}) == [f"block {block} of {MATRIX_SCRIPTS[0]}.py is missing in {script}.py"]

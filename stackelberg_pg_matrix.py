@@ -118,8 +118,9 @@ class Args:
         self.follower_episodes = math.ceil(self.follower_batch_size / length)
         self.follower_iterations = self.follower_timesteps // (self.follower_episodes * length)
         self.follower_steps = self.follower_iterations * self.follower_episodes * length
+        self.follower = None
         if self.follower_checkpoint is not None:
-            self.follower_steps = load_follower(self)[1]
+            self.follower, self.follower_steps = load_follower(self)
         self.leader_iterations = (self.total_timesteps - self.follower_steps) // (self.num_envs * length)
         if self.follower_steps == 0 or self.leader_iterations < 1:
             raise ValueError("--follower-timesteps, and what they leave of --total-timesteps, must hold a batch each")
@@ -198,7 +199,8 @@ class LeaderPOMDP(gym.vector.VectorEnv):
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
         """Takes the leader's actions [num_envs]; returns observations [num_envs, 5], rewards, terminations and
-        truncations [num_envs], and infos."""
+        truncations [num_envs], and infos: of episodes that end, both players' payoff per game step [num_envs], and
+        `final_info` and `final_obs` as training loops for Gymnasium read them."""
         rewards, infos = np.zeros((2, self.num_envs)), {}
         if self.t < NUM_OBSERVATIONS:  # a query
             self.context[:, self.t] = actions
@@ -211,19 +213,12 @@ class LeaderPOMDP(gym.vector.VectorEnv):
         self.t += 1
         terminations = np.full(self.num_envs, self.t == self.game.episode_length)
         if terminations.all():
-            infos = {"final_obs": self.one_hot(), "final_info": self.final_info()}
+            mean_rewards = self.total_rewards / self.game.num_steps
+            infos["leader_return"], infos["follower_return"] = map(self.game.payoff, (0, 1), mean_rewards)
+            infos["final_info"] = [{"episode": {"r": total, "l": self.t}} for total in self.total_rewards[0]]
+            infos["final_obs"] = self.one_hot()
             self.reset()
         return self.one_hot(), rewards[0], terminations, np.zeros(self.num_envs, dtype=bool), infos
-
-    def final_info(self) -> list[dict]:
-        """Returns, for each episode, its sum of rewards and length as CleanRL's loops read them, and both payoffs per
-        game step."""
-        mean_rewards, length = self.total_rewards / self.game.num_steps, self.game.episode_length
-        columns = self.total_rewards[0], self.game.payoff(0, mean_rewards[0]), self.game.payoff(1, mean_rewards[1])
-        return [
-            {"episode": {"r": total, "l": length}, "leader_return": leader, "follower_return": follower}
-            for total, leader, follower in zip(*columns, strict=True)
-        ]
 
     def one_hot(self) -> np.ndarray:
         """Returns the current observations as one-hot rows, [num_envs, 5]."""
@@ -253,6 +248,10 @@ class Leader(nn.Module):
     def forward(self, observation: torch.Tensor) -> Categorical:
         """Returns the distributions of the action, [...], for observations [..., 5]."""
         return Categorical(logits=self.actor(observation), validate_args=False)
+
+    def greedy_index(self) -> int:
+        """Returns the index of its greedy table."""
+        return table_index(self.actor.weight.argmax(0).numpy())
 
 
 # ------------------------------------------------------------------------------------------------ the exact solution
@@ -285,9 +284,21 @@ def solve(game: MatrixGame) -> tuple[float, float, np.ndarray]:
     _, _, rewards = play(game, TABLES.repeat(n, axis=0), np.tile(TABLES, (n, 1)))
     leader_rewards, follower_rewards = rewards.mean(axis=1).reshape(2, n, n)
     best = follower_rewards.max(axis=1)
-    is_best = follower_rewards >= best[:, None] - 1e-9
+    is_best = follower_rewards >= best[:, None] - 1e-6  # what rounding leaves of a tie
     optimistic, pessimistic = np.where(is_best, leader_rewards, -np.inf), np.where(is_best, leader_rewards, np.inf)
     return optimistic.max(), pessimistic.min(axis=1).max(), best
+
+
+def evaluate(game: MatrixGame, replies: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns what each leader table gets against a follower's replies [32, 5], and what either player misses by the
+    exact solution; payoffs per game step, [32] each."""
+    optimum, _, best = solve(game)
+    leader_rewards, follower_rewards = play(game, TABLES, replies)[2].mean(axis=1)
+    return {
+        "leader_return_greedy": game.payoff(0, leader_rewards),
+        "leader_regret": game.scale[0] * (optimum - leader_rewards),
+        "follower_regret": game.scale[1] * (best - follower_rewards),
+    }
 
 
 # ------------------------------------------------------------------------- follower pre-training (Algorithm 1, phase 1)
@@ -319,7 +330,7 @@ def train_follower(follower: torch.Tensor, leaders: Iterator[int], iterations: i
         probs = Categorical(logits=follower[inputs], validate_args=False)
         loss = -(probs.log_prob(torch.as_tensor(actions)) * advantages).mean()
         if not loss.isfinite():
-            raise SystemExit("the follower's training diverged: lower --follower-learning-rate")
+            raise SystemExit("the follower's training diverged: lower --follower-learning-rate or -baseline-rate")
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -331,17 +342,6 @@ def train_follower(follower: torch.Tensor, leaders: Iterator[int], iterations: i
         baseline += args.follower_baseline_rate * errors / visits.clamp(min=1)
         follower_return = game.payoff(1, rewards[1].mean())
         log(steps, {"charts/follower_return": follower_return, "losses/follower_policy_loss": loss.item()})
-
-
-def pretrain_follower(args: Args, log=lambda steps, scalars: None) -> torch.Tensor:
-    """Returns a follower trained against random leaders, or that of `--follower-checkpoint`."""
-    if args.follower_checkpoint is not None:
-        return load_follower(args)[0]
-    torch.manual_seed(args.seed)
-    follower = nn.Parameter(0.01 * torch.randn(len(TABLES), NUM_OBSERVATIONS, NUM_ACTIONS))
-    leaders = random_leaders(args.seed, args.shuffled_leaders)
-    train_follower(follower, leaders, args.follower_iterations, args, log)
-    return follower
 
 
 def load_follower(args: Args) -> tuple[torch.Tensor, int]:
@@ -356,10 +356,23 @@ def load_follower(args: Args) -> tuple[torch.Tensor, int]:
         raise ValueError(f"--follower-checkpoint {args.follower_checkpoint!r} does not fit: {error}") from error
 
 
+def pretrain_follower(args: Args, log=lambda steps, scalars: None) -> torch.Tensor:
+    """Returns a follower trained against random leaders, or that of `--follower-checkpoint`."""
+    if args.follower is not None:
+        return args.follower
+    torch.manual_seed(args.seed)
+    follower = nn.Parameter(0.01 * torch.randn(len(TABLES), NUM_OBSERVATIONS, NUM_ACTIONS))
+    leaders = random_leaders(args.seed, args.shuffled_leaders)
+    train_follower(follower, leaders, args.follower_iterations, args, log)
+    return follower
+
+
 def make_envs(env_id: str, num_envs: int, **flags) -> LeaderPOMDP:
     """Trains a follower and returns the leader's POMDP, for a loop of your own; `flags` are those of `Args`."""
     args = Args(env_id=env_id, **flags)
-    return LeaderPOMDP(args.game, pretrain_follower(args).argmax(-1).numpy(), num_envs)
+    with torch.random.fork_rng():  # your own random numbers stay as they are
+        replies = pretrain_follower(args).argmax(-1).numpy()
+    return LeaderPOMDP(args.game, replies, num_envs)
 
 
 # ------------------------------------------------------------------------------ leader training (Algorithm 1, phase 2)
@@ -396,8 +409,7 @@ def train_leader(leader: Leader, envs: LeaderPOMDP, args: Args, log):
         optimizer.step()
 
         losses = {"losses/policy_loss": loss.item(), "losses/entropy": probs.entropy().mean().item()}
-        names = ("leader_return", "follower_return")
-        payoffs = {f"charts/{name}": np.mean([info[name] for info in infos["final_info"]]) for name in names}
+        payoffs = {f"charts/{name}": infos[name].mean() for name in ("leader_return", "follower_return")}
         log(iteration * envs.num_envs * envs.game.episode_length, payoffs | losses)
 
 
@@ -448,14 +460,14 @@ def finish(result: dict, game: MatrixGame, run_path: str) -> None:
     with open(f"{run_path}/result.json.tmp", "w") as file:
         json.dump(result, file)
     os.replace(f"{run_path}/result.json.tmp", f"{run_path}/result.json")
-    greedy, pessimistic_value = result["leader_return_greedy"], result["stackelberg_value_pessimistic"]
+    greedy, pessimistic = result["leader_return_greedy"], result["stackelberg_value_pessimistic"]
     best_reply = result["follower_regret"] <= TOLERANCE * game.scale[1]
-    found = best_reply and greedy >= pessimistic_value - TOLERANCE * game.scale[0]
+    found = best_reply and greedy >= pessimistic - TOLERANCE * game.scale[0]
     print(f"""
 {result["env_id"]}: {"a" if found else "NOT a"} Stackelberg equilibrium
   leader's return    {greedy:.2f} per game step, greedy; {result["leader_return"]:.2f} as it explores
   optimum            {result["stackelberg_value"]:.2f} for deterministic memory-1 leaders and stationary followers
-                     ({pessimistic_value:.2f} if the follower breaks ties against the leader)
+                     ({pessimistic:.2f} if the follower breaks ties against the leader)
   leader's policy    {result["leader_policy"]} at the start and after 00, 01, 10, 11 (leader's, follower's action)
   follower's reply   {result["follower_policy"]}
   exact regrets      leader {result["leader_regret"]:.2f}, follower {result["follower_regret"]:.2f}
@@ -466,57 +478,49 @@ def finish(result: dict, game: MatrixGame, run_path: str) -> None:
 def main(args: Args) -> dict:
     """Runs the two phases of Algorithm 1 and the verification; returns what it writes to result.json."""
     torch.set_num_threads(1)  # a thread pool costs more than it gives with models of this size
-    start_time = time.time()
+    start_time, game = time.time(), args.game
     run_path, writer = start_run(args)
-    game = args.game
-    value, pessimistic, best_rewards = solve(game)
-    stackelberg_value = game.payoff(0, value)
+    optimum, pessimistic = (game.payoff(0, reward) for reward in solve(game)[:2])
 
     def log(global_step: int, scalars: dict[str, float]):
         sps = int(global_step / (time.time() - start_time))
-        for tag, scalar in {**scalars, "charts/stackelberg_value": stackelberg_value, "charts/SPS": sps}.items():
+        for tag, scalar in {**scalars, "charts/stackelberg_value": optimum, "charts/SPS": sps}.items():
             writer.add_scalar(tag, scalar, global_step)
 
     # phase 1: pre-train the follower; then what every leader table gets from it is known
     follower = pretrain_follower(args, log)
     replies = follower.argmax(-1).numpy()  # its greedy table for each context
-    leader_rewards, follower_rewards = play(game, TABLES, replies)[2].mean(axis=1)
-    exact = {
-        "leader_return_greedy": game.payoff(0, leader_rewards),
-        "leader_regret": game.scale[0] * (value - leader_rewards),
-        "follower_regret": game.scale[1] * (best_rewards - follower_rewards),
-    }
+    exact = evaluate(game, replies)
 
     # phase 2: train the leader against the frozen, greedy follower
     torch.manual_seed(args.seed)  # again, so that a checkpoint's follower gives the same run
-    leader = Leader()
-    curve = []  # [combined step, greedy return, exploring return]
+    leader, curve = Leader(), []
 
     def log_leader(leader_steps: int, scalars: dict[str, float]):
-        index, global_step = table_index(leader.actor.weight.argmax(0).numpy()), args.follower_steps + leader_steps
+        global_step, index = args.follower_steps + leader_steps, leader.greedy_index()
         log(global_step, scalars | {f"charts/{name}": values[index] for name, values in exact.items()})
         curve.append([global_step, exact["leader_return_greedy"][index], scalars["charts/leader_return"]])
 
     train_leader(leader, LeaderPOMDP(game, replies, args.num_envs), args, log_leader)
-    index = table_index(leader.actor.weight.argmax(0).numpy())
     if args.save_model:
         model = {"game": [game.reward.tolist(), game.num_steps], "follower_steps": args.follower_steps}
         torch.save({**model, "follower": follower.data, "leader": leader.state_dict()}, f"{run_path}/model.pt")
 
     # phase 3: verify the equilibrium
     torch.manual_seed(args.seed)
+    index = leader.greedy_index()
     verification_gain = verify(follower, index, args)
 
-    steps, greedy, exploring = np.array(curve).T
     result = {"script": os.path.basename(__file__), "env_id": args.env_id, "seed": args.seed, "args": asdict(args)}
+    result |= {"stackelberg_value": optimum, "stackelberg_value_pessimistic": pessimistic}
+    steps, greedy, exploring = np.array(curve).T
     result["leader_return"] = exploring[-math.ceil(len(curve) / 10) :].mean()
     result |= {name: values[index] for name, values in exact.items()}
-    result |= {"stackelberg_value": stackelberg_value, "stackelberg_value_pessimistic": game.payoff(0, pessimistic)}
     result |= {"follower_regret_all": exact["follower_regret"].sum(), "verification_gain": verification_gain}
     result |= {"leader_policy": TABLES[index].tolist(), "follower_policy": replies[index].tolist()}
     result |= {"follower_steps": args.follower_steps, "leader_steps": curve[-1][0] - args.follower_steps}
     for name, returns in (("steps_to_converge", greedy), ("steps_to_converge_exploring", exploring)):
-        result[name] = steps_to_converge(steps, (returns - stackelberg_value) / game.scale[0])
+        result[name] = steps_to_converge(steps, (returns - optimum) / game.scale[0])
     wall_seconds = time.time() - start_time
     result |= {"curve": curve, "wall_seconds": wall_seconds, "steps_per_second": curve[-1][0] / wall_seconds}
     writer.close()

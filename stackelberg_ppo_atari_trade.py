@@ -20,14 +20,12 @@ the query right before the trade, so it learns a best response to every leader. 
 against the frozen follower. Last, the follower learns on against the frozen leader, and must not gain.
 """
 
-import argparse
 import contextlib
 import fcntl
 import hashlib
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -54,7 +52,7 @@ class Args:
     exp_name: str = os.path.basename(__file__)[: -len(".py")]
     """name of this experiment"""
     seed: int = 1
-    """seed of networks, action sampling, bullet times and starts"""
+    """seed of every random number"""
     torch_deterministic: bool = True
     """if toggled, `torch.backends.cudnn.deterministic=True`"""
     cuda: bool = False
@@ -72,10 +70,10 @@ class Args:
     run_dir: str = "runs"
     """folder that the run's own folder is made in"""
     resume: str | None = None
-    """folder of an interrupted run to continue exactly; its flags are those of that run"""
+    """folder of an interrupted run to continue to the same bits, with its own flags; the script must be the same too"""
 
     leader: Literal["seller", "buyer"] = "seller"
-    """who commits to its trade actions"""
+    """who commits to its trade actions (with `--stage evaluate`, the checkpoint tells)"""
     stage: Literal["trade", "gameplay", "all", "evaluate"] = "trade"
     """trade: stages 2 and 3 with the gameplay checkpoint; gameplay: stage 1 alone; all: the three stages from nothing;
     evaluate: no learning, only the evaluation of `--trade-checkpoint`"""
@@ -105,7 +103,7 @@ class Args:
     max_steps: int = 300
     """decisions after which an episode is cut off; it ends earlier when every bullet has been used and has landed"""
     clip_coef: float = 0.2
-    """clipping of the probability ratio"""
+    """PPO's clipping coefficient"""
     max_grad_norm: float = 0.5
     """largest norm of the gradient"""
 
@@ -145,11 +143,8 @@ class Args:
         if self.cuda and not torch.cuda.is_available():
             raise ValueError("--cuda: PyTorch finds no GPU here")
         self.num_threads = self.num_threads or min(os.cpu_count() or 1, 8)
-        make_networks(self)
-        script = Path(__file__).read_bytes()
-        game = Path(self.gameplay_checkpoint).read_bytes() if self.stage in ("trade", "evaluate") else b""
-        self.fingerprint = hashlib.sha256(script + game).hexdigest()
-        self.state = None if self.resume is None else load_run(self)
+        make_networks(self)  # to see if the checkpoints fit
+        self.state = None if self.resume is None else load_state(self)
 
 
 # ----------------------------------------------------------------------------------------------------- the environment
@@ -174,11 +169,12 @@ RAM_PLAYER_X, RAM_MISSILE_Y, RAM_MISSILE_X = 28, 85, 87
 
 # The palette codes of ground, shields, aliens, saucer, missiles, player 1 and player 2 in colour (for videos) and as
 # grey values: a player sees its own ship brightest, so that one network can play both sides.
-COLOURS = {226: (80, 89, 22), 52: (181, 83, 40), 20: (134, 134, 29), 82: (151, 25, 122), 6: (142, 142, 142)}
-COLOURS |= {196: (50, 132, 50), 246: (162, 134, 56)}
+CODES = (226, 52, 20, 82, 6, 196, 246)
+COLOURS = ((80, 89, 22), (181, 83, 40), (134, 134, 29), (151, 25, 122), (142, 142, 142), (50, 132, 50), (162, 134, 56))
 VIEW = np.tile(np.arange(256, dtype=np.uint8), (2, 1))
-VIEW[:, [0, 226, 52, 20, 82, 6]] = 0, 32, 64, 128, 160, 192
-VIEW[SELLER, [196, 246]] = VIEW[BUYER, [246, 196]] = 255, 96
+VIEW[:, (0, *CODES[:5])] = 0, 32, 64, 128, 160, 192
+VIEW[SELLER, CODES[5:]] = 255, 96
+VIEW[BUYER, CODES[5:]] = 96, 255
 
 
 class TradeEnv(gym.Env):
@@ -361,7 +357,7 @@ class TradeEnv(gym.Env):
             lines.append(f"{k}: {names[self.leader]} commits to {PRICES[self.committed]:.2f}")
         lines += ["", f"payments: {sum(ask * sold for (ask, _), sold in trades):.2f}"]
         colour = np.zeros((256, 3), np.uint8)
-        colour[list(COLOURS)] = list(COLOURS.values())
+        colour[list(CODES)] = COLOURS
         screen = Image.fromarray(colour[np.maximum(*self.screens)].reshape(210, 160, 3))
         frame = Image.new("RGB", (520, 420))
         frame.paste(screen.resize((320, 420), Image.Resampling.NEAREST), (0, 0))
@@ -473,10 +469,11 @@ def load(path: str, modules: dict[str, nn.Module]) -> dict:
 
 
 def make_networks(args: Args) -> tuple[Gameplay, dict[str, Trader]]:
-    """Returns the gameplay network and the traders of a new run, those of its checkpoints loaded; sets who leads if
-    they tell. Raises ValueError if one does not fit."""
+    """Returns the gameplay network and the trader of each stage, new ones or those of the checkpoints. A trade
+    checkpoint sets who leads. Raises ValueError if one does not fit."""
     torch.manual_seed(args.seed)
-    gameplay, traders = Gameplay(), {stage: Trader() for stage in STAGES[1:4]}
+    gameplay = Gameplay()
+    traders = {stage: Trader() for stage in ("follower", "leader", "verification")}
     path = args.gameplay_checkpoint
     try:
         if args.stage in ("trade", "evaluate"):
@@ -513,7 +510,8 @@ def ppo_step(args, module, optimizer, ent_coef, logits, action, old_logprob, adv
     entropy = -(log_probs.exp() * log_probs).sum(1).mean()
     loss = policy_loss - ent_coef * entropy + more_loss
     if not loss.isfinite():
-        raise SystemExit("training diverged: lower --learning-rate, or --gameplay-learning-rate if it was in stage 1")
+        flag = "--gameplay-learning-rate" if isinstance(module, Gameplay) else "--learning-rate"
+        raise SystemExit(f"the training diverged: lower {flag}")
     optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(module.parameters(), args.max_grad_norm)
@@ -740,8 +738,9 @@ def best_response_table(trading: Trading, follower_policy: Policy, values: list[
     return table
 
 
-def report(trading: Trading, traders: dict[str, Trader]) -> dict:
-    """Evaluates the equilibrium: all that result.json says about it."""
+def report(trading: Trading, traders: dict[str, Trader], curve: list) -> dict:
+    """Evaluates the equilibrium: all that result.json says about it. Returns are per episode."""
+    exploring = [exploring_return for _, _, exploring_return in curve]  # none if nothing was learned
     leader, num_bullets, num_episodes = trading.leader, trading.args.num_bullets, trading.args.eval_episodes
     policies = {stage: greedy(trader) for stage, trader in traders.items()}
     episodes = trading.evaluate(policies["leader"], policies["follower"], num_episodes)
@@ -757,6 +756,7 @@ def report(trading: Trading, traders: dict[str, Trader]) -> dict:
     fired, hits, held = (sum(e[name][BUYER] for e in episodes) for name in ("fired", "hits", "bullets"))
     return {
         "episodes": len(episodes),
+        "leader_return": np.mean(exploring[-math.ceil(len(exploring) / 10) :]) if exploring else None,
         "leader_return_greedy": leader_return.mean(),
         "follower_return_greedy": follower_return.mean(),
         "stackelberg_value": num_bullets * leader_gain,
@@ -772,6 +772,7 @@ def report(trading: Trading, traders: dict[str, Trader]) -> dict:
         "best_responses": best_response_table(trading, policies["follower"], values),
         "verification_gain": gain.mean(),
         "verification_gain_error": gain.std() / len(gain) ** 0.5,
+        "curve": curve,
     }
 
 
@@ -793,53 +794,62 @@ def write_video(trading: Trading, leader_policy: Policy, follower_policy: Policy
 
 
 # ------------------------------------------------------------------------------------------------------------- the run
-def stored_flags(argv: list[str]) -> Args:
-    """Returns what tyro takes for defaults: the flags of the run to `--resume`, or the usual ones."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--resume")
-    folder = parser.parse_known_args(argv)[0].resume
-    flags = Args.__new__(Args)  # the class's defaults, unchecked
-    with contextlib.suppress(Exception):  # without a run to resume; the checks tell if there should be one
-        vars(flags).update(torch.load(f"{folder}/checkpoint.pt", map_location="cpu", weights_only=True)["args"])
+def stored_flags(resume: str | None = None) -> Args:
+    """Returns what tyro takes for defaults: the flags of the run to `--resume`, if there is one, or the usual ones."""
+    flags = Args.__new__(Args)  # without checks, which come when tyro knows all flags
+    with contextlib.suppress(Exception):
+        vars(flags).update(torch.load(f"{resume}/checkpoint.pt", weights_only=True)["args"])
     return flags
 
 
-def load_run(args: Args) -> dict:
-    """Returns the state of the run to resume, which is locked as long as `args.lock` is open. Raises ValueError if
-    another process has it, or if it began with other flags, another script or another gameplay network."""
-    path = f"{args.resume}/checkpoint.pt"
+def fingerprint(args: Args) -> str:
+    """Returns a hash of all but the flags that decides how a run goes on: this script and the gameplay network."""
+    gameplay = Path(args.gameplay_checkpoint).read_bytes() if args.stage == "trade" else b""
+    return hashlib.sha256(Path(__file__).read_bytes() + gameplay).hexdigest()
+
+
+def lock(run_path: str):
+    """Returns the run's lock, held as long as the file is open. Raises BlockingIOError if another process holds it."""
+    file = open(f"{run_path}/lock", "a")  # noqa: SIM115
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return file
+
+
+def load_state(args: Args) -> dict:
+    """Returns the state of the run to resume, and locks it. Raises ValueError if it began with another script, another
+    gameplay network or other flags, or if another process is at work on it."""
     try:
-        os.stat(path)
-        args.lock = open(f"{args.resume}/lock", "a")  # noqa: SIM115
-        fcntl.flock(args.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        assert state.get("fingerprint") == args.fingerprint, "the script or its gameplay checkpoint has changed"
+        state = torch.load(f"{args.resume}/checkpoint.pt", map_location="cpu", weights_only=True)
+        assert state.get("fingerprint") == fingerprint(args), "the script or its gameplay checkpoint has changed"
         for flag, value in state["args"].items():
             same = flag == "resume" or value == getattr(args, flag)
             assert same, f"--{flag.replace('_', '-')} is {value!r} in that run, not {getattr(args, flag)!r}"
-        return state
-    except Exception as error:
-        reason = "another process is at work on it" if isinstance(error, BlockingIOError) else error
-        raise ValueError(f"cannot resume {args.resume!r}: {reason}") from error
+        args.lock = lock(args.resume)
+    except BlockingIOError as error:
+        raise ValueError(f"cannot resume {args.resume!r}: another process is at work on it") from error
+    except Exception as error:  # torch.load raises whatever a foreign file makes it trip over
+        raise ValueError(f"cannot resume {args.resume!r}: {error}") from error
+    return state
 
 
-def start_run(args: Args, step: int) -> tuple[str, SummaryWriter]:
-    """Makes the run's folder and the writer of its curves, or takes up those of `--resume` after this step; starts
-    Weights and Biases if asked for."""
-    run_name = f"{ENV_ID}__{args.exp_name}__{args.seed}__{int(1000 * time.time())}"
-    run_path = args.resume or f"{args.run_dir}/{run_name}"
+def start_run(args: Args) -> tuple[str, SummaryWriter]:
+    """Makes the run's folder and the writer of its curves, or takes up those of `--resume`; starts Weights and Biases
+    if asked for."""
+    run_path, purge_step = args.resume, None
     if args.resume is None:
+        run_path = f"{args.run_dir}/{ENV_ID}__{args.exp_name}__{args.seed}__{int(1000 * time.time())}"
         os.makedirs(run_path)
-        args.lock = open(f"{run_path}/lock", "w")  # noqa: SIM115
-        fcntl.flock(args.lock, fcntl.LOCK_EX)
+        args.lock = lock(run_path)
+    else:
+        purge_step = args.state["global_step"] + 1  # TensorBoard forgets what the resumed run comes to again
     if args.track:
         import wandb
 
         # dir: in the run's own folder, W&B would take its links to the event files for new ones and send them again
-        run_name = os.path.basename(os.path.normpath(run_path))
+        run_name = os.path.basename(os.path.abspath(run_path))
         names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": run_name, "id": run_name}
         wandb.init(**names, dir=args.run_dir, config=asdict(args), sync_tensorboard=True, resume="allow")
-    writer = SummaryWriter(run_path, purge_step=step + 1 if args.resume else None)
+    writer = SummaryWriter(run_path, purge_step=purge_step)
     flags = "\n".join(f"|{flag}|{value}|" for flag, value in asdict(args).items())
     writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{flags}")
     returns = ["charts/leader_return", "charts/leader_return_greedy", "charts/stackelberg_value"]
@@ -848,10 +858,10 @@ def start_run(args: Args, step: int) -> tuple[str, SummaryWriter]:
 
 
 def learn(args: Args, state: dict, log, stage: str, module: nn.Module, learning_rate: float, timesteps, update) -> None:
-    """The loop of every stage. All that it needs to go on after an interruption is in `state`.
+    """The loop of every stage. All that it needs to go on after an interruption is in `state`, which `log` saves.
 
     `update(optimizer, seeds, left)` plays an episode for each seed and learns from them; it returns environment steps
-    and TensorBoard tags. `left`, the share of the stage to come, scales learning rate and entropy bonus.
+    and scalars. `left`, the share of the stage to come, scales learning rate and entropy bonus.
     """
     optimizer = torch.optim.Adam(module.parameters(), lr=learning_rate, eps=1e-5)
     done, weights, moments = state["stages"].get(stage, (0, None, None))
@@ -867,7 +877,7 @@ def learn(args: Args, state: dict, log, stage: str, module: nn.Module, learning_
         bar.update(steps)
         state["global_step"] += steps
         state["stages"][stage] = done, module.state_dict(), optimizer.state_dict()
-        log(scalars)
+        log(state["global_step"], scalars)
     bar.close()
 
 
@@ -878,31 +888,35 @@ def finish(result: dict, run_path: str) -> None:
     os.replace(f"{run_path}/result.json.tmp", f"{run_path}/result.json")
     for name in ("checkpoint.pt", "lock"):
         Path(run_path, name).unlink(missing_ok=True)
-
-    if "optimal_leader_price" in result:
-        price, gain, error = (
-            result[x] for x in ("optimal_leader_price", "verification_gain", "verification_gain_error")
-        )
-        share, responses = result["leader_prices"][str(price)], result["best_responses"]
-        rates = [share, result["acceptance_rate"], *(row["best_response_rate"] for row in responses)]
-        found = min(rates) >= 0.95 and gain <= 2 * error  # a follower that gains by learning on was no best response
-        print(f"""
-{"A" if found else "NOT a"} Stackelberg equilibrium with the {result["args"]["leader"]} as leader
-  leader's price     {price:.2f} in {share:.0%} of trades, the optimum of leaders with one price for all trades
-  bullets sold       {result["acceptance_rate"]:.0%}
-  leader's return    {result["leader_return_greedy"]:.2f} per episode, greedy
-  optimum            {result["stackelberg_value"]:.2f}
-  follower's return  {result["follower_return_greedy"]:.2f}""")
-        for row in responses:
-            price, sold, best = row["leader_price"], row["acceptance_rate"], row["best_response_rate"]
-            print(f"  fixed price {price:.2f}   the follower trades in {sold:.0%}; it is a best response in {best:.0%}")
-        print(f"  verification       learning on, the follower gains {gain:+.3f} +- {error:.3f} per episode")
+    if "best_responses" in result:
+        print_equilibrium(result)
     seller, buyer = result["bullet_values"]
     print(f"""\
   value of a bullet  {seller:.3f} to the seller, {buyer:.3f} to the buyer
   steps              {result["global_step"]:,} in {result["wall_seconds"]:.0f} s
   curves             tensorboard --logdir {os.path.dirname(run_path)}
   result             {run_path}/result.json""")
+
+
+def print_equilibrium(result: dict) -> None:
+    """Says in words whether the traders are in equilibrium: at least 95 % of what each does is best, and the follower
+    does not gain by learning on."""
+    price, sold, responses = result["optimal_leader_price"], result["acceptance_rate"], result["best_responses"]
+    at_optimum = result["leader_prices"][str(price)]
+    gain, error = result["verification_gain"], result["verification_gain_error"]
+    best = min(at_optimum, sold, *(row["best_response_rate"] for row in responses)) >= 0.95
+    exploring = "" if result["leader_return"] is None else f"; {result['leader_return']:.2f} as it explores"
+    print(f"""
+{"a" if best and gain <= 2 * error else "NOT a"} Stackelberg equilibrium with the {result["args"]["leader"]} as leader
+  leader's price     {price:.2f} in {at_optimum:.0%} of trades, the optimum of leaders with one price for all trades
+  bullets sold       {sold:.0%}
+  leader's return    {result["leader_return_greedy"]:.2f} per episode, greedy{exploring}
+  optimum            {result["stackelberg_value"]:.2f}
+  follower's return  {result["follower_return_greedy"]:.2f}""")
+    for row in responses:
+        rates = f"trades in {row['acceptance_rate']:.0%}; it is a best response in {row['best_response_rate']:.0%}"
+        print(f"  fixed price {row['leader_price']:.2f}   the follower {rates}")
+    print(f"  verification       learning on, the follower gains {gain:+.3f} +- {error:.3f} per episode")
 
 
 def main(args: Args) -> dict:
@@ -913,19 +927,18 @@ def main(args: Args) -> dict:
     for module in (gameplay, *traders.values()):
         module.to("cuda" if args.cuda else "cpu")
     # all that --resume needs; in the curve: step, greedy return (not measured in training), exploring return
-    state = {"args": asdict(args), "fingerprint": args.fingerprint, "seconds": 0.0}
-    state = args.state or state | {"stages": {}, "global_step": 0, "curve": []}
+    state = {"args": asdict(args), "fingerprint": fingerprint(args), "stages": {}}
+    state = args.state or state | {"global_step": 0, "seconds": 0.0, "curve": []}
     start_time = time.time() - state["seconds"]  # as if there had been no pause
-    run_path, writer = start_run(args, state["global_step"])
+    run_path, writer = start_run(args)
 
-    def log(scalars: dict[str, float]):
-        """Writes the scalars of an update, and the state after it."""
-        step, state["seconds"] = state["global_step"], time.time() - start_time
-        for tag, scalar in {**scalars, "charts/SPS": step / state["seconds"]}.items():
-            writer.add_scalar(tag, scalar, step)
+    def log(global_step: int, scalars: dict[str, float]):
+        state["seconds"] = time.time() - start_time
+        for tag, scalar in {**scalars, "charts/SPS": int(global_step / state["seconds"])}.items():
+            writer.add_scalar(tag, scalar, global_step)
         writer.flush()  # before the state is: a resumed run does not come back to this step
         if "charts/leader_return" in scalars:
-            state["curve"].append([step, None, float(scalars["charts/leader_return"])])
+            state["curve"].append([global_step, None, float(scalars["charts/leader_return"])])
         torch.save(state, f"{run_path}/checkpoint.pt.tmp")
         os.replace(f"{run_path}/checkpoint.pt.tmp", f"{run_path}/checkpoint.pt")
 
@@ -942,8 +955,8 @@ def main(args: Args) -> dict:
         learn(args, state, log, stage, traders[stage], args.learning_rate, timesteps, update)
 
     if args.stage in ("trade", "all"):
-        learn_trades("follower", 1 - leader, random_leader, args.follower_timesteps)
         leader_timesteps = args.total_timesteps - args.follower_timesteps
+        learn_trades("follower", 1 - leader, random_leader, args.follower_timesteps)
         learn_trades("leader", leader, greedy(traders["follower"]), leader_timesteps)
         traders["verification"].load_state_dict(traders["follower"].state_dict())
         learn_trades("verification", 1 - leader, greedy(traders["leader"]), args.verification_timesteps)
@@ -954,17 +967,9 @@ def main(args: Args) -> dict:
     if args.stage == "gameplay":
         result["bullet_values"], result["bullet_value_errors"] = bullet_values(trading)
     else:
-        exploring = [return_ for _, _, return_ in state["curve"]]
-        result["leader_return"] = np.mean(exploring[-math.ceil(len(exploring) / 10) :]) if exploring else None
-        result |= report(trading, traders) | {"curve": state["curve"]}
-        names = (
-            "leader_return_greedy",
-            "follower_return_greedy",
-            "stackelberg_value",
-            "leader_regret",
-            "follower_regret",
-        )
-        for name in names:
+        result |= report(trading, traders, state["curve"])
+        final = "leader_return_greedy follower_return_greedy stackelberg_value leader_regret follower_regret"
+        for name in final.split():
             writer.add_scalar(f"charts/{name}", result[name], state["global_step"])
         model |= {"who_leads": args.leader, "gameplay_bias": gameplay.actor.bias.cpu()}
         model |= {stage: trader.state_dict() for stage, trader in traders.items()}
@@ -980,4 +985,5 @@ def main(args: Args) -> dict:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, default=stored_flags(sys.argv[1:]), description=__doc__))
+    defaults, _ = tyro.cli(stored_flags, add_help=False, return_unknown_args=True)
+    main(tyro.cli(Args, default=defaults, description=__doc__))

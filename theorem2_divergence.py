@@ -10,19 +10,18 @@ Runs the proof of Appendix D in "Oracles & Followers: Stackelberg Equilibria in 
     python theorem2_divergence.py
 
 The game is a prisoner's dilemma in which each player observes only the other's last action: o_0 (none yet), o_C or o_D.
-Tit-for-tat is the leader's optimum, return 0, among deterministic policies with memory of the other's last action: the
-follower, which remembers no more, fears the answer to a defection and always cooperates. But then the leader never
-observes o_D, and whenever it does, cooperating pays one more than defecting. So if the follower's queries are hidden,
-the leader learns to cooperate in o_D, and the follower defects, unless luck drops the leader on tit-for-tat, where it
-learns nothing more about o_D. If the queries are part of its episode (Theorem 1), REINFORCE learns tit-for-tat, unless
-its discount is small or its steps are large. In about a minute you should see how many leaders end where, and the
-limits of their Q-values; ablations/README.md says what follows.
+Tit-for-tat is the optimum, return 0, of deterministic leaders that recall the other's last action: the follower, which
+recalls no more, fears the answer to a defection and always cooperates. But then the leader never observes o_D, and
+whenever it does, cooperating pays one more than defecting. So if the follower's queries are hidden, the leader learns
+to cooperate in o_D, and the follower defects, unless luck drops the leader on tit-for-tat, where it learns nothing more
+about o_D. If they are part of its episode (Theorem 1), REINFORCE learns tit-for-tat, unless its discount is small or
+its steps are large. In a minute you should see where leaders end, and the limits of their Q-values; ablations/README.md
+says what follows.
 
 The follower plays the exact best response to the policy that the leader holds in an episode: the best of its policies
 over the whole episode, given that it, too, observes only the other's last action (and so cannot count steps).
 """
 
-import functools
 import itertools
 import json
 import math
@@ -31,12 +30,17 @@ import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import Literal
 
 import numpy as np
 import tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+ARMS = (
+    "hidden_parameter_noise hidden_epsilon_greedy hidden_epsilon_soft hidden_reinforce "
+    "observed_parameter_noise observed_epsilon_greedy observed_reinforce"
+).split()
 
 
 @dataclass
@@ -54,9 +58,9 @@ class Args:
     run_dir: str = "runs"
     """folder that the run's own folder is made in"""
 
-    arm: str = "all"
-    """train this arm only: {hidden,observed}_{parameter_noise,epsilon_greedy,reinforce} or hidden_epsilon_soft, in
-    which the follower responds to the exploring leader instead of the greedy one"""
+    arm: Literal["all", *ARMS] = "all"
+    """whether the follower's queries are hidden or observed, and how the leader learns; epsilon_soft is epsilon_greedy
+    with a follower that responds to the exploring leader instead of the greedy one"""
     num_seeds: int = 10
     """runs of each setting: seed, seed + 1, ..."""
     num_steps: int = 5
@@ -94,8 +98,7 @@ class Args:
                 raise ValueError(f"--{flag.replace('_', '-')} must be at most {most}, got {max(getattr(self, flag))}")
         if self.num_steps < 3:
             raise ValueError(f"--num-steps must be at least 3, so that o_D can follow o_D, got {self.num_steps}")
-        if self.arm not in ("all", *ARMS):
-            raise ValueError(f"no arm {self.arm!r}: choose all, {', '.join(ARMS)}")
+        self.seeds = range(self.seed, self.seed + self.num_seeds)
 
 
 # ---------------------------------------------------------------------------------------------------------- the game
@@ -109,35 +112,25 @@ LEADER_PAYOFF = np.array(((0.0, -2.0), (-1.0, -3.0)))  # [leader action, followe
 FOLLOWER_PAYOFF = np.array(((-1.0, 0.0), (-3.0, -2.0)))
 
 
-class Episode(NamedTuple):
-    """What n leaders meet in an episode; every array is [steps, n]."""
+def play(answers: np.ndarray, policy: np.ndarray, reply: np.ndarray, uniforms: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Plays an episode with each leader's policy and follower's table, [n, 3]; uniforms, [num_steps, n], decide.
 
-    observations: np.ndarray
-    actions: np.ndarray
-    rewards: np.ndarray
-    follower_rewards: np.ndarray
-
-
-def play(policy: np.ndarray, reply: np.ndarray, uniforms: np.ndarray) -> Episode:
-    """Plays the game once for each leader's policy and follower's table, [n, 3]; uniforms [num_steps, n] decide."""
-    observations, actions, follower_actions = np.full((3, *uniforms.shape), START)
+    The queries o_0, o_C and o_D come first, and the leader's answers to them, [3, n], are steps without reward. If they
+    are observed, it learns from the whole episode (Theorem 1), if they are hidden from the game alone. Returns its
+    observations and actions, [T, n] with T = 3 + num_steps, and both players' rewards, [2, T, n].
+    """
+    observations, actions, follower_actions = np.full((3, len(answers) + len(uniforms), len(policy)), START)
+    rewards = np.zeros((2, *actions.shape))
+    observations[:NUM_OBSERVATIONS] = np.arange(NUM_OBSERVATIONS)[:, None]
+    actions[:NUM_OBSERVATIONS] = answers
     rows, follower_observation = np.arange(len(policy)), START
-    for t in range(len(uniforms)):
-        if t > 0:
+    for t in range(NUM_OBSERVATIONS, len(actions)):
+        if t > NUM_OBSERVATIONS:
             observations[t], follower_observation = 1 + follower_actions[t - 1], 1 + actions[t - 1]
-        actions[t] = uniforms[t] < policy[rows, observations[t]]
+        actions[t] = uniforms[t - NUM_OBSERVATIONS] < policy[rows, observations[t]]
         follower_actions[t] = reply[rows, follower_observation]
-    rewards = LEADER_PAYOFF[actions, follower_actions], FOLLOWER_PAYOFF[actions, follower_actions]
-    return Episode(observations, actions, *rewards)
-
-
-# ----------------------------------------------------------------------------------- the leader's episode (Theorem 1)
-def with_queries(answers: np.ndarray, game_steps: Episode) -> Episode:
-    """Returns the episode with observed queries: the leader meets o_0, o_C and o_D first, and its answers, [3, n], are
-    steps without reward. With hidden queries the game is all that it sees."""
-    queries, no_rewards = np.indices(answers.shape)[0], np.zeros(answers.shape)
-    opening = Episode(queries, answers, no_rewards, no_rewards)
-    return Episode(*(np.concatenate(parts) for parts in zip(opening, game_steps, strict=True)))
+        rewards[:, t] = LEADER_PAYOFF[actions[t], follower_actions[t]], FOLLOWER_PAYOFF[actions[t], follower_actions[t]]
+    return observations, actions, rewards
 
 
 # -------------------------------------------------------------------------------------------------------- policies
@@ -204,9 +197,9 @@ def small_step_limits(discount: float, num_steps: int) -> tuple[float, float]:
     """Returns what equation 1 makes of them, for small learning rates and a follower that always defects.
 
     The leader observes o_D in h - 1 steps of an episode; h - 2 of them lead to o_D again, the last one nowhere. So
-    q(C) = -2 + discount (h - 2)/(h - 1) q(C), which is -2g with g = (h - 1) / (1 + (h - 2)(1 - discount)). The
-    proof's g belongs to the h/2 steps that are left on average, but a table without a clock expects h - 1 after each
-    o_D. And q(D) = -3 + discount (h - 2)/(h - 1) q(C) is just 1 less, not -3g: it bootstraps from the better action.
+    q(C) = -2 + discount (h - 2)/(h - 1) q(C), which is -2g with g = (h - 1) / (1 + (h - 2)(1 - discount)). The proof's
+    g is of the h/2 steps that are left on average; a table without a clock expects h - 1. And q(D) is just 1 less, not
+    -3g: it bootstraps from the better action.
     """
     again = discount * (num_steps - 2) / (num_steps - 1)
     cooperate = -2 / (1 - again)
@@ -214,8 +207,8 @@ def small_step_limits(discount: float, num_steps: int) -> tuple[float, float]:
 
 
 def exact_limits(learning_rate: float, discount: float, num_steps: int) -> tuple[float, float]:
-    """Returns the same for any learning rate, after an episode: iterates equation 1 over an episode that cooperates in
-    o_D and one that defects there. The last step, without a future, was learned last and so weighs the most."""
+    """Returns the same for any learning rate: iterates equation 1 over an episode that cooperates in o_D and one that
+    defects there. The last step, without a future, is learned last and so weighs the most."""
     q = [0.0, 0.0]
     for _ in range(10_000):
         for action, reward in enumerate((-2, -3)):
@@ -231,51 +224,43 @@ def greedy(values: np.ndarray) -> np.ndarray:
     return (values[:, :, 1] > values[:, :, 0] if values.ndim == 3 else values > 0.5).astype(int)
 
 
-def q_learning(values: np.ndarray, episode: Episode, learning_rates: np.ndarray, discounts: np.ndarray) -> None:
-    """Equation 1: updates the Q-tables, [n, 3, 2], after an episode, from its first step to its last; rates are [n]."""
-    rows, num_steps = np.arange(len(values)), len(episode.rewards)
-    for t in range(num_steps):
-        target = episode.rewards[t]
-        if t + 1 < num_steps:
-            target = target + discounts * values[rows, episode.observations[t + 1]].max(axis=1)
-        visited = rows, episode.observations[t], episode.actions[t]
+# Both learn from an episode's observations, actions and rewards, [T, n], with learning rates and discounts, [n].
+def q_learning(values: np.ndarray, observations, actions, rewards, learning_rates, discounts) -> None:
+    """Equation 1: updates the Q-tables, [n, 3, 2], in place, from the episode's first step to its last."""
+    rows = np.arange(len(values))
+    for t in range(len(rewards)):
+        target = rewards[t]
+        if t + 1 < len(rewards):
+            target = target + discounts * values[rows, observations[t + 1]].max(axis=1)
+        visited = rows, observations[t], actions[t]
         values[visited] += learning_rates * (target - values[visited])
 
 
-def reinforce(theta: np.ndarray, episode: Episode, learning_rates, discounts, discounted_gradient: bool) -> np.ndarray:
-    """Equation 3: returns theta, [n, 3], the probabilities of action 1, after a step for an episode; rates are [n]."""
+def reinforce(theta, observations, actions, rewards, learning_rates, discounts, discounted_gradient) -> np.ndarray:
+    """Equation 3: returns theta, [n, 3], the probabilities of action 1, after a step of gradient ascent."""
     rows, gradient, return_ = np.arange(len(theta)), np.zeros_like(theta), 0.0
-    for t in reversed(range(len(episode.rewards))):
-        return_ = episode.rewards[t] + discounts * return_
-        visited = rows, episode.observations[t]
-        score = np.where(episode.actions[t] == 1, 1 / theta[visited], -1 / (1 - theta[visited]))
+    for t in reversed(range(len(rewards))):
+        return_ = rewards[t] + discounts * return_
+        visited = rows, observations[t]
+        score = np.where(actions[t] == 1, 1 / theta[visited], -1 / (1 - theta[visited]))
         gradient[visited] += return_ * score * (discounts**t if discounted_gradient else 1)
     return theta + learning_rates[:, None] * gradient
 
 
 # ------------------------------------------------------------------------------------------------------------ training
-# queries and learner; "epsilon_soft" is epsilon-greedy with a follower that responds to the exploring policy, too
-ARMS = (
-    "hidden_parameter_noise hidden_epsilon_greedy hidden_epsilon_soft hidden_reinforce "
-    "observed_parameter_noise observed_epsilon_greedy observed_reinforce"
-).split()
 BLOCK = 100  # episodes that random numbers are drawn for at once
-NUM_EVALUATIONS = 50  # points of a curve
 
 
 def settings_of(arm: str, q_init: float | None, args: Args) -> list[dict]:
     """Returns the settings of all runs of an arm that start from `q_init`: its grid x seeds."""
-    grid = {
-        "arm": [arm],
-        "q_init": [q_init],
-        "learning_rate": args.q_learning_rates,
-        "discount": args.discounts,
-        "exploration": args.noise_stds if arm.endswith("parameter_noise") else args.epsilons,
-        "seed": range(args.seed, args.seed + args.num_seeds),
-    }
+    rates, exploration = args.q_learning_rates, args.epsilons
+    if arm.endswith("parameter_noise"):
+        exploration = args.noise_stds
     if arm.endswith("reinforce"):
-        grid |= {"learning_rate": args.reinforce_learning_rates, "exploration": args.probability_floors}
-    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+        rates, exploration = args.reinforce_learning_rates, args.probability_floors
+    names = ("arm", "q_init", "learning_rate", "discount", "exploration", "seed")
+    grid = itertools.product([arm], [q_init], rates, args.discounts, exploration, args.seeds)
+    return [dict(zip(names, values, strict=True)) for values in grid]
 
 
 def random_numbers(rngs: list[np.random.Generator], num_uniforms: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -284,14 +269,6 @@ def random_numbers(rngs: list[np.random.Generator], num_uniforms: int) -> Iterat
         normals = [rng.standard_normal((BLOCK, NUM_OBSERVATIONS, NUM_ACTIONS)) for rng in rngs]
         uniforms = [rng.random((BLOCK, num_uniforms)) for rng in rngs]
         yield from zip(np.stack(normals, axis=1), np.stack(uniforms, axis=2), strict=True)
-
-
-def start_values(learner: str, runs: list[dict], rngs: list[np.random.Generator], args: Args) -> np.ndarray:
-    """Returns the Q-tables, [n, 3, 2], or theta, [n, 3], that the leaders of n runs start from."""
-    if learner == "reinforce":
-        return np.full((len(runs), NUM_OBSERVATIONS), 0.5)
-    noise = np.stack([rng.standard_normal((NUM_OBSERVATIONS, NUM_ACTIONS)) for rng in rngs])
-    return np.array([run["q_init"] for run in runs])[:, None, None] + args.q_init_std * noise
 
 
 def explore(learner: str, values: np.ndarray, exploration: np.ndarray, normals: np.ndarray) -> np.ndarray:
@@ -303,28 +280,32 @@ def explore(learner: str, values: np.ndarray, exploration: np.ndarray, normals: 
     return abs(greedy(values) - exploration / 2)  # takes the other action with probability epsilon / 2
 
 
-def train_arm(arm: str, runs: list[dict], game: MemoryGame, args: Args, log=lambda steps, scalars: None) -> list[dict]:
+def train_leaders(arm: str, runs: list[dict], game: MemoryGame, args: Args, log) -> list[dict]:
     """Trains the leaders of n runs of an arm side by side, and returns how each of them ended.
 
-    They learn after the episode, so that the reply is the best one in every step of it. Calls `log(environment steps of
-    a leader, scalars [n])`.
+    They learn after the episode, so that the reply is the best one in every step of it. Calls `log(steps of a leader,
+    scalars)` now and then, with scalars [n].
     """
     queries, learner = arm.split("_", 1)
+    first = 0 if queries == "observed" else NUM_OBSERVATIONS  # step of an episode that the leader learns from
     keys, n = ("learning_rate", "discount", "exploration"), np.arange(len(runs))
     learning_rates, discounts, exploration = np.array([[run[key] for key in keys] for run in runs]).T
     exploration = exploration[:, None]
     # each run has its own generator, seeded by its settings: its result does not depend on the runs beside it
     rngs = [np.random.default_rng([run["seed"], zlib.crc32(repr({**run, "seed": 0}).encode())]) for run in runs]
-    values = start_values(learner, runs, rngs, args)
+    values = np.full((len(runs), NUM_OBSERVATIONS), 0.5)  # theta
+    if learner != "reinforce":
+        noise = np.stack([rng.standard_normal((NUM_OBSERVATIONS, NUM_ACTIONS)) for rng in rngs])
+        values = runs[0]["q_init"] + args.q_init_std * noise
     numbers = random_numbers(rngs, NUM_OBSERVATIONS + game.num_steps)
 
     # best replies to each table, [n, 8, 3]; the follower of epsilon_soft knows how the leader explores
-    known_epsilon = exploration[:, :, None] if learner == "epsilon_soft" else np.zeros((len(runs), 1, 1))
+    known_epsilon = exploration[:, :, None] * (learner == "epsilon_soft")
     replies = game.best_reply(abs(TABLES - known_epsilon / 2))
     greedy_returns, _ = game.returns(TABLES, game.best_reply(TABLES))
     tables, o_D_visits, returns = [table_index(greedy(values))], [], []
-    interval = max(1, args.num_episodes // NUM_EVALUATIONS)
-    for episode in tqdm(range(1, 1 + args.num_episodes), desc=arm, leave=False, disable=None):
+    interval = max(1, args.num_episodes // 50)  # episodes from one point of a curve to the next
+    for iteration in tqdm(range(1, 1 + args.num_episodes), desc=arm, leave=False, disable=None):
         normals, uniforms = next(numbers)
         policy = explore(learner, values, exploration, normals)
         answers = (uniforms[:NUM_OBSERVATIONS] < policy.T).astype(int)
@@ -334,39 +315,40 @@ def train_arm(arm: str, runs: list[dict], game: MemoryGame, args: Args, log=lamb
             reply = game.best_reply(policy)
         else:
             reply = replies[n, table_index(policy if learner == "parameter_noise" else greedy(values))]
-        game_steps = play(policy, reply, uniforms[NUM_OBSERVATIONS:])
-        steps = with_queries(answers, game_steps) if queries == "observed" else game_steps
+        observations, actions, rewards = play(answers, policy, reply, uniforms[NUM_OBSERVATIONS:])
+        visible = observations[first:], actions[first:], rewards[0, first:]
         if learner == "reinforce":
-            values = reinforce(values, steps, learning_rates, discounts, args.discounted_gradient)
+            values = reinforce(values, *visible, learning_rates, discounts, args.discounted_gradient)
             values = np.clip(values, exploration, 1 - exploration)  # or one long step could end all exploration
         else:
-            q_learning(values, steps, learning_rates, discounts)
+            q_learning(values, *visible, learning_rates, discounts)
 
         tables.append(table_index(greedy(values)))
-        o_D_visits.append((game_steps.observations == O_D).sum(axis=0))
-        returns.append((game_steps.rewards.mean(axis=0), game_steps.follower_rewards.mean(axis=0)))
-        if episode % interval == 0 or episode == args.num_episodes:
-            scalars = dict(zip(("leader_return", "follower_return"), np.mean(returns[-interval:], axis=0), strict=True))
-            scalars |= {"leader_return_greedy": greedy_returns[tables[-1]], "tit_for_tat": IS_TIT_FOR_TAT[tables[-1]]}
-            log(episode * len(steps.rewards), scalars)
-    leader_returns = np.array(returns)[:, 0]
-    return measure(values, np.array(tables), np.array(o_D_visits), leader_returns, greedy_returns)
+        o_D_visits.append((observations[NUM_OBSERVATIONS:] == O_D).sum(axis=0))
+        returns.append(rewards[:, NUM_OBSERVATIONS:].mean(axis=1))
+        if iteration % interval == 0 or iteration == args.num_episodes:
+            leader_return, follower_return = np.mean(returns[-interval:], axis=0)
+            scalars = {"charts/leader_return": leader_return, "charts/follower_return": follower_return}
+            scalars |= {"charts/leader_return_greedy": greedy_returns[tables[-1]]}
+            scalars |= {"charts/tit_for_tat": IS_TIT_FOR_TAT[tables[-1]]}
+            log(iteration * (len(actions) - first), scalars)
+    return measure(values, np.array(tables), np.array(o_D_visits), np.array(returns)[:, 0], greedy_returns)
 
 
 # --------------------------------------------------------------------------------------------------------- measurement
 def measure(values, tables: np.ndarray, o_D_visits: np.ndarray, returns: np.ndarray, greedy_returns) -> list[dict]:
     """Returns how the training of each of n leaders ended.
 
-    From their final Q-tables or theta; the index of their greedy table, [1 + episodes, n], at the start and after each
-    episode; how often they observed o_D in a game and what they got per step of it, [episodes, n]; and from what each
-    table gets from its best reply, [8].
+    From their final Q-tables or theta; the index of their greedy table, [1 + episodes, n], before and after each
+    episode; how often they observed o_D and what they got per game step, [episodes, n]; and what each table gets, [8].
     """
     num_episodes, first, last = len(returns), TABLES[tables[0]], TABLES[tables[-1]]
     episodes = np.arange(num_episodes)[:, None]
     last_change = np.where(tables[1:] != tables[:-1], episodes, -1).max(axis=0)
     tit_for_tat_share = IS_TIT_FOR_TAT[tables[1 + num_episodes // 2 :]].mean(axis=0)  # of the second half of training
     ends = {
-        "leader_return": returns[-math.ceil(num_episodes / 10) :].mean(axis=0),  # as it explores
+        # as it explores; copied, as sums along the other axis could round differently with other runs beside this one
+        "leader_return": returns[-math.ceil(num_episodes / 10) :].T.copy().mean(axis=1),
         "leader_return_greedy": greedy_returns[tables[-1]],
         "return_0": greedy_returns[tables[-1]] == 0,
         "leader_policy": last,
@@ -389,51 +371,35 @@ def pick(runs: list[dict], **settings) -> list[dict]:
 
 def table(runs: list[dict], *keys: str) -> list[dict]:
     """Counts how runs ended, one row for each combination of the settings `keys`, in order of appearance."""
-    rows = []
-    for group in dict.fromkeys(tuple(run[key] for key in keys) for run in runs):
-        row = dict(zip(keys, group, strict=True))
+    rows = [dict(group) for group in dict.fromkeys(tuple((key, run[key]) for key in keys) for run in runs)]
+    for row in rows:
         some = pick(runs, **row)
         row["runs"] = len(some)
         row |= {end: len(pick(some, **{end: True})) for end in ("o_D_cooperate", "diverged", "tit_for_tat", "return_0")}
+        row["first_C_in_o_C"] = len(pick(some, first_in_o_C="C"))
+        row["tit_for_tat_from_C"] = len(pick(some, first_in_o_C="C", tit_for_tat=True))
         visits = [[run["o_D_visits"] for run in pick(some, tit_for_tat=caught)] for caught in (True, False)]
         row["o_D_visits_tit_for_tat"] = max(visits[0], default=None)
         row["o_D_visits_others"] = float(np.median(visits[1])) if visits[1] else None
-        rows.append(row)
+        row |= {name: float(np.mean([run[name] for run in some])) for name in ("leader_return_greedy", "leader_return")}
     return rows
 
 
-def counts(runs: list[dict]) -> str:
-    """Returns the text that says, for each arm and start of the Q-tables, how many runs ended where."""
-    text = "queries and learner        Q start  runs  C in o_D  diverged   TFT  from C in o_C  return 0  "
-    text += "greedy  exploring  o_D visits*\n"
-    for row in table(runs, "arm", "q_init"):
-        some = pick(runs, arm=row["arm"], q_init=row["q_init"])
-        from_C = pick(some, first_in_o_C="C")
-        greedy_return, leader_return = (
-            np.mean([run[f"leader_return{key}"] for run in some]) for key in ("_greedy", "")
-        )
-        text += "{arm:26}{q_init!s:>8}{runs:>6}{o_D_cooperate:>10}{diverged:>10}{tit_for_tat:>6}".format(**row)
-        text += f"{len(pick(from_C, tit_for_tat=True)):>8} of {len(from_C):<3}{row['return_0']:>10}"
-        text += f"{greedy_return:>8.2f}{leader_return:>11.2f}  {row['o_D_visits_tit_for_tat']}, {row['o_D_visits_others']}\n"
-    return text
-
-
-def limits(runs: list[dict], game: MemoryGame, args: Args) -> str:
-    """Returns the text that compares the limits of Q-values with what was learned."""
-    text = "discount  proof -2g, -3g  small rates     rate   exact           learned (mean)  furthest from exact\n"
+def print_limits(runs: list[dict], game: MemoryGame, args: Args) -> None:
+    """Prints what q(o_D, C) and q(o_D, D) should come to and what they did, on average and in the worst case, in
+    leaders with parameter noise and hidden queries that cooperate in o_D at the end."""
+    print("\nq(o_D, C), q(o_D, D)\ndiscount  rate  proof         small rates   exact         learned       differ")
     noise = pick(runs, arm="hidden_parameter_noise", q_init=min(args.q_init, key=abs), o_D_cooperate=True)
     for (discount, rate), some in itertools.groupby(noise, lambda run: (run["discount"], run["learning_rate"])):
         learned, exact = np.array([run["values"][O_D] for run in some]), exact_limits(rate, discount, game.num_steps)
         pairs = [proof_limits(discount, game.num_steps), small_step_limits(discount, game.num_steps), exact]
         pairs += [learned.mean(axis=0), abs(learned - exact).max(axis=0)]
-        cells = [f"{cooperate:.2f}, {defect:.2f}" for cooperate, defect in pairs]
-        text += "{:<10}{:16}{:16}{:<7}{:16}{:16}{}\n".format(discount, *cells[:2], rate, *cells[2:])
-    return text
+        print(f"{discount:<10}{rate:<6}", *(f"{cooperate:.2f}, {defect:.2f}  " for cooperate, defect in pairs), sep="")
 
 
 # ------------------------------------------------------------------------------------------------------------- the run
 def start_run(args: Args) -> str:
-    """Makes the run's folder; starts Weights and Biases if asked for."""
+    """Makes the run's folder and returns it; starts Weights and Biases if asked for."""
     run_name = f"{ENV_ID}__{args.exp_name}__{args.seed}__{int(1000 * time.time())}"
     os.makedirs(f"{args.run_dir}/{run_name}")
     if args.track:
@@ -445,8 +411,8 @@ def start_run(args: Args) -> str:
     return f"{args.run_dir}/{run_name}"
 
 
-def make_writer(path: str, args: Args) -> SummaryWriter:
-    """Makes the writer of the curves of one arm."""
+def start_writer(path: str, args: Args) -> SummaryWriter:
+    """Returns the writer of an arm's curves."""
     writer = SummaryWriter(path)
     flags = "\n".join(f"|{flag}|{value}|" for flag, value in asdict(args).items())
     writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{flags}")
@@ -460,12 +426,30 @@ def finish(result: dict, game: MemoryGame, args: Args, run_path: str) -> None:
     with open(f"{run_path}/result.json.tmp", "w") as file:
         json.dump(result, file)
     os.replace(f"{run_path}/result.json.tmp", f"{run_path}/result.json")
-    print(f"""
-{counts(result["runs"])}
-q(o_D, C), q(o_D, D) of leaders with parameter noise and hidden queries that cooperate in o_D at the end
-{limits(result["runs"], game, args)}
-curves  tensorboard --logdir {args.run_dir}
-result  {run_path}/result.json""")
+    print("\nqueries and learner       Q from  runs  C in o_D  diverged  tit-for-tat  return 0  greedy  exploring")
+    for row in table(result["runs"], "arm", "q_init"):
+        print("{arm:26}{q_init!s:>6}{runs:>6}{o_D_cooperate:>10}{diverged:>10}".format(**row), end="")
+        print("{tit_for_tat:>13}{return_0:>10}{leader_return_greedy:>8.2f}{leader_return:>11.2f}".format(**row))
+    print_limits(result["runs"], game, args)
+    print(f"\ncurves  tensorboard --logdir {run_path}\nresult  {run_path}/result.json")
+
+
+def train_arm(arm: str, q_init: float | None, game: MemoryGame, args: Args, run_path: str) -> tuple[list[dict], dict]:
+    """Trains an arm's leaders, from `q_init` if they have Q-tables; returns their results and their mean curve."""
+    name, runs, curve = arm if q_init is None else f"{arm}_q{q_init:g}", settings_of(arm, q_init, args), []
+    start_time, writer = time.time(), start_writer(f"{run_path}/{name}", args)
+    optimum = game.returns(TABLES, game.best_reply(TABLES))[0].max().item()
+
+    def log(steps: int, scalars: dict[str, np.ndarray]):
+        scalars |= {"charts/leader_regret": optimum - scalars["charts/leader_return_greedy"]}
+        scalars |= {"charts/stackelberg_value": optimum, "charts/SPS": len(runs) * steps / (time.time() - start_time)}
+        for tag, values in scalars.items():
+            writer.add_scalar(tag, np.mean(values), steps)
+        curve.append((steps, *(scalars[f"charts/leader_return{end}"].mean() for end in ("_greedy", ""))))
+
+    ends = train_leaders(arm, runs, game, args, log)
+    writer.close()
+    return [run | end for run, end in zip(runs, ends, strict=True)], {"arm": name, "curve": curve}
 
 
 def main(args: Args) -> dict:
@@ -473,34 +457,20 @@ def main(args: Args) -> dict:
     start_time = time.time()
     run_path = start_run(args)
     game = MemoryGame(LEADER_PAYOFF, FOLLOWER_PAYOFF, args.num_steps)
-    stackelberg_value = game.returns(TABLES, game.best_reply(TABLES))[0].max().item()
     runs, curves, global_step = [], [], 0
-
-    def log(writer: SummaryWriter, curve: list, steps: int, scalars: dict[str, np.ndarray]):
-        sps = int((global_step + steps * len(scalars["leader_return"])) / (time.time() - start_time))
-        means = {name: array.mean().item() for name, array in scalars.items()}
-        means["leader_regret"] = stackelberg_value - means["leader_return_greedy"]
-        for name, mean in {**means, "stackelberg_value": stackelberg_value, "SPS": sps}.items():
-            writer.add_scalar(f"charts/{name}", mean, steps)
-        curve.append((steps, means["leader_return_greedy"], means["leader_return"]))
-
     for arm in ARMS if args.arm == "all" else [args.arm]:
         # a curve for each start of the Q-tables, which decides more than any other setting
         for q_init in [None] if arm.endswith("reinforce") else args.q_init:
-            name = arm if q_init is None else f"{arm}_q{q_init:g}"
-            writer, curve, group = make_writer(f"{run_path}/{name}", args), [], settings_of(arm, q_init, args)
-            ends = train_arm(arm, group, game, args, functools.partial(log, writer, curve))
-            writer.close()
-            runs += [run | end for run, end in zip(group, ends, strict=True)]
-            curves.append({"arm": name, "curve": curve})
-            global_step += len(group) * curve[-1][0]
+            some, curve = train_arm(arm, q_init, game, args, run_path)
+            runs += some
+            curves.append(curve)
+            global_step += len(some) * curve["curve"][-1][0]
 
     result = {"script": os.path.basename(__file__), "env_id": ENV_ID, "seed": args.seed, "args": asdict(args)}
-    result["stackelberg_value"] = stackelberg_value
+    result["stackelberg_value"] = game.returns(TABLES, game.best_reply(TABLES))[0].max().item()
     result["table"] = table(runs, "arm", "q_init", "learning_rate", "discount", "exploration")
-    wall_seconds = time.time() - start_time
-    result |= {"curves": curves, "runs": runs, "wall_seconds": wall_seconds}
-    result["steps_per_second"] = global_step / wall_seconds
+    result |= {"curves": curves, "runs": runs, "wall_seconds": time.time() - start_time}
+    result["steps_per_second"] = global_step / result["wall_seconds"]
     finish(result, game, args, run_path)
     return result
 

@@ -175,6 +175,15 @@ def draw(rngs: list[np.random.Generator], method: str, *args) -> np.ndarray:
     return np.stack([getattr(rng, method)(*args) for rng in rngs])
 
 
+def descend(losses: torch.Tensor, optimizer: torch.optim.Adam, flag: str):
+    """A step of Adam on each seed's loss, [seeds]: it works element by element, so no seed depends on another."""
+    if not losses.isfinite().all():
+        raise SystemExit(f"training diverged: lower {flag}")
+    optimizer.zero_grad()
+    losses.sum().backward()
+    optimizer.step()
+
+
 def train_leaders(
     leaders: nn.Parameter, follower_q: np.ndarray, reset: bool, args: Args, rngs: list[np.random.Generator], log
 ) -> None:
@@ -200,20 +209,15 @@ def train_leaders(
                 follower_learns(follower_q, leader_action, step_noise, GAME.follower_payoff, args.follower_step_size)
             replies[:, episode] = follower_q.argmax(axis=1)
 
-        # Only the last step of an episode has a reward, so it is the return of every step. Adam works element by
-        # element: the seeds' losses can be summed, and no seed depends on another.
+        # only the last step of an episode has a reward, so it is the return of every step
         returns = GAME.leader_payoff[actions[..., -1], replies]
         log_probs = probs.log_prob(torch.as_tensor(actions))
-        loss = -(log_probs * torch.as_tensor(returns).unsqueeze(-1)).mean(dim=(1, 2))
-        if not loss.isfinite().all():
-            raise SystemExit("the leader's training diverged: lower --learning-rate")
-        optimizer.zero_grad()
-        loss.sum().backward()
-        optimizer.step()
+        losses = -(log_probs * torch.as_tensor(returns).unsqueeze(-1)).mean(dim=(1, 2))
+        descend(losses, optimizer, "--learning-rate")
 
         follower_return = GAME.follower_payoff[actions[..., -1], replies].mean(axis=1)
         scalars = {"charts/leader_return": returns.mean(axis=1), "charts/follower_return": follower_return}
-        log(batch * args.batch_steps, scalars | {"losses/policy_loss": loss.detach().numpy()})
+        log(batch * args.batch_steps, scalars | {"losses/policy_loss": losses.detach().numpy()})
 
 
 NUM_POINTS = 50  # of a curve
@@ -268,7 +272,7 @@ def train_arm(arm: str, args: Args, run_path: str) -> list[dict]:
             return
         starts = np.zeros_like(follower_q) if arm == "reset" else follower_q
         greedy, regret = evaluate(leaders.argmax(-1).numpy(), starts, args)
-        exploring = np.mean(recent, axis=0)
+        exploring = sum(recent) / len(recent)  # np.mean could round differently with other seeds beside this one
         curve.append((step, greedy, exploring, regret))
         recent.clear()
         scalars |= {"charts/leader_return": exploring, "charts/leader_return_greedy": greedy}
@@ -324,7 +328,7 @@ def finish(result: dict, run_path: str) -> None:
         batches = [run["steps_to_settle"] or math.inf for run in runs]
         median = np.median(batches) / result["batch_steps"]
         first = [np.argmax(run["follower_values_after_first_batch"]) == run["leader_policy"][0] for run in runs]
-        print(f"    settled on an action (95 %) after {median:g} batches (median); ", end="")
+        print(f"    settled on an action (95 %) after {median:g} batches (median; inf: never); ", end="")
         print(f"{sum(first)} on what the follower preferred after the first batch")
     print(f"  curves             tensorboard --logdir {run_path}\n  result             {run_path}/result.json")
 

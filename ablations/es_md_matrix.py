@@ -290,8 +290,8 @@ def train_followers(leaders: np.ndarray, args: Args, rng: np.random.Generator):
         logprobs = torch.nn.functional.logsigmoid(signs * logits)
         (gradient,) = torch.autograd.grad(logprobs, logits, grad_outputs=advantages)
         logits.data += args.follower_step_size * gradient
-    if not logits.isfinite().all():
-        raise SystemExit("the followers' training diverged: lower --follower-step-size")
+        if not logits.isfinite().all():
+            raise SystemExit("the followers' training diverged: lower --follower-step-size")
     logits = logits.detach().numpy()
     after = mean_rewards(args.game, sample_episodes(leaders, thresholds(logits > 0), args, rng))
     return during, after, logits
@@ -371,7 +371,7 @@ def finish(result: dict, game: MatrixGame, run_path: str) -> None:
 {result["env_id"]}: the greedy leader and its followers are {"a" if found else "NOT a"} Stackelberg equilibrium
   greedy leader      {greedy:.2f} per game step
   optimum            {result["stackelberg_value"]:.2f} for deterministic memory-1 leaders and stationary followers
-  stochastic leader  {result["leader_return"]:.2f} from its exact best response; its class may have a higher optimum
+  stochastic leader  {result["leader_return"]:.2f} from its exact best response; the optimum of its class may be higher
   probabilities      {np.round(result["leader_probabilities"], 2)} of action 1 at the start and after 00, 01, 10, 11
   made greedy        {result["leader_policy"]}; the followers' most common reply is {result["follower_policy"]}
   exact regrets      leader {result["leader_regret"]:.2f}, followers {result["follower_regret"]:.2f} on average

@@ -13,12 +13,11 @@ episode, as in Theorem 1. Hidden ones are asked and answered all the same, but t
 
     python ablations/hidden_queries.py --leader pg     (or dqn, or es)
 
-In a few seconds (half a minute for DQN) you should see that policy gradient and DQN reach 0.00 per step, the optimum of
-deterministic memory-1 leaders against stationary followers, with observed queries: by tit-for-tat, which defects after
-defection only. With hidden ones they end at -2.00. Within the game, defecting after defection only costs; it pays
-because the follower has asked first, and therefore never defects. Evolution strategies see the return of whole
-episodes, from which hiding takes nothing away. Learning rates and the three queries are those of the authors' code
-(mgerstgrasser/oracles_and_followers, commit e98db77).
+In a few seconds (half a minute for DQN) you should see that policy gradient and DQN learn tit-for-tat from observed
+queries, and get 0.00 per step, the optimum of deterministic memory-1 leaders against stationary followers. With hidden
+ones they end at -2.00: within the game, defecting after defection only costs; it pays because the follower has asked
+first, and so never defects. Evolution strategies see returns of whole episodes, from which hiding takes nothing. The
+three queries are of the authors' code (mgerstgrasser/oracles_and_followers, commit e98db77).
 """
 
 import itertools
@@ -94,8 +93,7 @@ class Args:
                 raise ValueError(f"--{flag.replace('_', '-')} must be positive, got {value}")
         if self.population_size % 2:
             raise ValueError(f"--population-size must be even, got {self.population_size}")
-        if self.learning_rate is None:
-            self.learning_rate = {"pg": 0.008, "dqn": 0.01, "es": 0.015}[self.leader]
+        self.learning_rate = self.learning_rate or {"pg": 0.008, "dqn": 0.01, "es": 0.015}[self.leader]
         self.seeds = range(self.seed, self.seed + self.num_seeds)
         self.arms = ["observed", "hidden"] if self.arm == "both" else [self.arm]
 
@@ -295,14 +293,13 @@ def train_es(leaders: nn.Parameter, replies: np.ndarray, observed: bool, args: A
         noise = draw(rngs, "standard_normal", (args.population_size // 2, NUM_OBSERVATIONS, NUM_ACTIONS))
         noise = np.concatenate([noise, -noise], axis=1)
         tables = (leaders.detach().numpy()[:, None] + args.es_stddev * noise).argmax(axis=-1)
-        _, _, rewards, payoffs = play_episodes(tables, replies, args.num_steps)
-        returns = rewards[0].sum(axis=1)
+        returns = play_episodes(tables, replies, args.num_steps)[3]  # of both players, [2, seeds, population]
 
         # a return's rank, from -0.5 to 0.5, equal ones sharing theirs: the mean outcome of all its comparisons
-        ranks = np.sign(returns[:, :, None] - returns[:, None]).mean(axis=2) / 2
+        ranks = np.sign(returns[0, :, :, None] - returns[0, :, None]).mean(axis=2) / 2
         ascent = torch.as_tensor((ranks[..., None, None] * noise).mean(axis=1) / args.es_stddev)
         descend(-(ascent * leaders).sum((1, 2)), optimizer, "--learning-rate")
-        scalars = dict(zip(RETURNS, payoffs.mean(axis=2), strict=True))
+        scalars = dict(zip(RETURNS, returns.mean(axis=2), strict=True))
         log(iteration * args.leader_batch, scalars | {"losses/gradient_norm": ascent.square().sum((1, 2)).sqrt()})
 
 
@@ -316,8 +313,8 @@ def steps_to_converge(steps: np.ndarray, gaps: np.ndarray) -> int | None:
 
 
 # ------------------------------------------------------------------------------------------------------------- the run
-def start_run(args: Args) -> tuple[str, dict[str, SummaryWriter]]:
-    """Makes the run's folder and a writer of each arm's curves; starts Weights and Biases if asked for."""
+def start_run(args: Args) -> str:
+    """Makes the run's folder and returns it; starts Weights and Biases if asked for."""
     run_name = f"{ENV_ID}__{args.exp_name}__{args.seed}__{int(1000 * time.time())}"
     os.makedirs(f"{args.run_dir}/{run_name}")
     if args.track:
@@ -326,14 +323,17 @@ def start_run(args: Args) -> tuple[str, dict[str, SummaryWriter]]:
         # dir: in the run's own folder, W&B would take its links to the event files for new ones and send them again
         names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": run_name}
         wandb.init(**names, dir=args.run_dir, config=asdict(args), sync_tensorboard=True, save_code=True)
-    arms = [*args.arms, "follower"] if args.follower == "meta" else args.arms
-    writers = {arm: SummaryWriter(f"{args.run_dir}/{run_name}/{arm}") for arm in arms}
+    return f"{args.run_dir}/{run_name}"
+
+
+def start_writer(path: str, args: Args) -> SummaryWriter:
+    """Returns the writer of an arm's curves."""
+    writer = SummaryWriter(path)
     flags = "\n".join(f"|{flag}|{value}|" for flag, value in asdict(args).items())
+    writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{flags}")
     returns = ["charts/leader_return", "charts/leader_return_greedy", "charts/stackelberg_value"]
-    for writer in writers.values():
-        writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{flags}")
-        writer.add_custom_scalars({"returns": {"leader and optimum": ["Multiline", returns]}})
-    return f"{args.run_dir}/{run_name}", writers
+    writer.add_custom_scalars({"returns": {"leader and optimum": ["Multiline", returns]}})
+    return writer
 
 
 def finish(result: dict, run_path: str) -> None:
@@ -343,25 +343,22 @@ def finish(result: dict, run_path: str) -> None:
     os.replace(f"{run_path}/result.json.tmp", f"{run_path}/result.json")
     args, optimum = result["args"], result["stackelberg_value"]
     print(f"\n{args['leader']} leader, learning rate {args['learning_rate']:g}, {args['follower']} follower")
+    print(f"  optimum             {optimum:.2f} for deterministic memory-1 leaders and stationary followers")
     for arm in dict.fromkeys(run["arm"] for run in result["runs"]):
         runs = [run for run in result["runs"] if run["arm"] == arm]
         returns = np.array([[run["leader_return_greedy"], run["leader_return"]] for run in runs])
-        near = (returns >= optimum - 0.1).all(axis=1).sum()
         greedy, exploring = returns.mean(axis=0).round(2) + 0.0
-        means = f"{greedy:.2f} per game step greedy, {exploring:.2f} as they explore"
-        print(f"  queries {arm:<8}    {means}; {near} of {len(runs)} leaders within 0.1 of the optimum in both")
+        print(f"  queries {arm:<8}    {greedy:.2f} per game step greedy, {exploring:.2f} as they explore; ", end="")
+        print(f"{(returns >= optimum - 0.1).all(axis=1).sum()} of {len(runs)} leaders within 0.1 of it in both")
     regret = max(run["follower_regret_all"] for run in result["runs"])
-    print(f"""\
-  optimum             {optimum:.2f} for deterministic memory-1 leaders and stationary followers
-  follower's regret   {regret:.2f} at most, summed over all 8 leader tables
-  curves              tensorboard --logdir {run_path}
-  result              {run_path}/result.json""")
+    print(f"  follower's regret   {regret:.2f} at most, summed over all 8 leader tables")
+    print(f"  curves              tensorboard --logdir {run_path}\n  result              {run_path}/result.json")
 
 
-def train_arm(arm: str, replies: np.ndarray, args: Args, writer: SummaryWriter) -> list[dict]:
+def train_arm(arm: str, replies: np.ndarray, args: Args, run_path: str) -> list[dict]:
     """Trains an arm's leaders, one against each follower of `replies`, [seeds, 8, 3]; returns their results."""
-    start_time = time.time()
-    _, best_payoffs, stackelberg_value = solve(args.num_steps)
+    start_time, writer = time.time(), start_writer(f"{run_path}/{arm}", args)
+    _, best_payoffs, optimum = solve(args.num_steps)
     payoffs = play_episodes(np.broadcast_to(TABLES, replies.shape), replies, args.num_steps)[3]
     regrets = best_payoffs - payoffs[1]  # [seeds, 8]: of each follower, against each leader table
     seeds, rngs = np.arange(args.num_seeds), [np.random.default_rng(seed) for seed in args.seeds]
@@ -374,30 +371,32 @@ def train_arm(arm: str, replies: np.ndarray, args: Args, writer: SummaryWriter) 
         if leader_steps // args.leader_batch not in points:
             return
         global_step, index = args.follower_steps + leader_steps, table_index(leaders.argmax(-1).numpy())
-        greedy, exploring = payoffs[0][seeds, index], np.mean(recent, axis=0)
+        greedy, exploring = payoffs[0][seeds, index], sum(recent) / len(recent)
         curve.append((global_step, greedy, exploring))
         recent.clear()
         scalars |= {"charts/leader_return": exploring, "charts/leader_return_greedy": greedy}
-        scalars |= {"charts/leader_regret": stackelberg_value - greedy, "charts/follower_regret": regrets[seeds, index]}
+        scalars |= {"charts/leader_regret": optimum - greedy, "charts/follower_regret": regrets[seeds, index]}
         sps = len(seeds) * leader_steps / (time.time() - start_time)
-        scalars |= {"charts/stackelberg_value": stackelberg_value, "charts/SPS": sps}
+        scalars |= {"charts/stackelberg_value": optimum, "charts/SPS": sps}
         for tag, values in scalars.items():
             writer.add_scalar(tag, np.asarray(values).mean(), global_step)
 
     train = {"pg": train_pg, "dqn": train_dqn, "es": train_es}[args.leader]
     train(leaders, replies, arm == "observed", args, rngs, log)
-    runs, steps = [], np.array([step for step, _, _ in curve])
-    for i, table in enumerate(leaders.argmax(-1).numpy()):
-        greedy, exploring = np.array([(greedy[i], exploring[i]) for _, greedy, exploring in curve]).T
-        index = table_index(table)
-        run = {"arm": arm, "leader": args.leader, "follower": args.follower, "seed": args.seeds[i]}
-        run |= {"leader_return": exploring[-math.ceil(len(steps) / 10) :].mean(), "leader_return_greedy": greedy[-1]}
-        run |= {"stackelberg_value": stackelberg_value, "leader_regret": stackelberg_value - greedy[-1]}
+    writer.close()
+
+    steps, greedy, exploring = (np.array(x) for x in zip(*curve, strict=True))
+    runs = []
+    for i, index in enumerate(table_index(leaders.argmax(-1).numpy())):
+        run = {"arm": arm, "seed": args.seeds[i], "stackelberg_value": optimum}
+        run["leader_return"] = exploring[-math.ceil(len(steps) / 10) :, i].mean()
+        run |= {"leader_return_greedy": greedy[-1, i], "leader_regret": optimum - greedy[-1, i]}
         run |= {"follower_regret": regrets[i, index], "follower_regret_all": regrets[i].sum()}
-        run |= {"leader_policy": table.tolist(), "follower_policy": replies[i, index].tolist()}
+        run |= {"leader_policy": TABLES[index].tolist(), "follower_policy": replies[i, index].tolist()}
         for name, returns in (("steps_to_converge", greedy), ("steps_to_converge_exploring", exploring)):
-            run[name] = steps_to_converge(steps, returns - stackelberg_value)
-        runs.append(run | {"curve": [[*point] for point in zip(steps.tolist(), greedy, exploring, strict=True)]})
+            run[name] = steps_to_converge(steps, returns[:, i] - optimum)
+        run["curve"] = [[*point] for point in zip(steps.tolist(), greedy[:, i], exploring[:, i], strict=True)]
+        runs.append(run)
     return runs
 
 
@@ -405,19 +404,18 @@ def main(args: Args) -> dict:
     """Trains the followers if they are to learn, and every arm's leaders; returns what it writes to result.json."""
     torch.set_num_threads(1)  # a thread pool costs more than it gives with models of this size
     start_time = time.time()
-    run_path, writers = start_run(args)
+    run_path = start_run(args)
 
     # phase 1: each seed's follower, the same for both arms
     replies, _, stackelberg_value = solve(args.num_steps)
     replies = np.broadcast_to(replies, (args.num_seeds, *replies.shape))
     if args.follower == "meta":
         rngs = [np.random.default_rng((seed, 1)) for seed in args.seeds]  # other numbers than the leader's
-        replies = train_follower(args, rngs, writers["follower"])
+        with start_writer(f"{run_path}/follower", args) as writer:
+            replies = train_follower(args, rngs, writer)
 
     # phase 2: the leaders
-    runs = [run for arm in args.arms for run in train_arm(arm, replies, args, writers[arm])]
-    for writer in writers.values():
-        writer.close()
+    runs = [run for arm in args.arms for run in train_arm(arm, replies, args, run_path)]
 
     leader_steps, wall_seconds = args.leader_iterations * args.leader_batch, time.time() - start_time
     result = {"script": os.path.basename(__file__), "env_id": ENV_ID, "seed": args.seed, "args": asdict(args)}

@@ -189,6 +189,15 @@ def draw(rngs: list[np.random.Generator], method: str, *args) -> np.ndarray:
     return np.stack([getattr(rng, method)(*args) for rng in rngs])
 
 
+def descend(losses: torch.Tensor, optimizer: torch.optim.Adam, flag: str):
+    """A step of Adam on each seed's loss, [seeds]: it works element by element, so no seed depends on another."""
+    if not losses.isfinite().all():
+        raise SystemExit(f"training diverged: lower {flag}")
+    optimizer.zero_grad()
+    losses.sum().backward()
+    optimizer.step()
+
+
 def play_episode(game: Game, actions: np.ndarray, noise: np.ndarray, args: Args) -> tuple[np.ndarray, np.ndarray]:
     """Plays an episode of each seed: the leader's actions [seeds, 11], against a follower that learns from scratch in
     all steps but the last one, with `noise` [seeds, 10, 2] on its values. Returns both players' payoffs, [seeds, 11].
@@ -234,18 +243,13 @@ def train_leaders(
             td_target = torch.as_tensor(cumulative[seeds, e, last] - cumulative[seeds, e, t])
             td_target += target_q.amax(dim=1, keepdim=True) * torch.as_tensor(last < length)  # none after the end
             q_taken = leaders.gather(1, torch.as_tensor(actions[seeds, e, t]))
-            loss = ((q_taken - td_target) ** 2).mean(dim=1)
-            if not loss.isfinite().all():
-                raise SystemExit("the leader's training diverged: lower --learning-rate")
-            # Adam works element by element: the seeds' losses can be summed, and no seed depends on another
-            optimizer.zero_grad()
-            loss.sum().backward()
-            optimizer.step()
+            losses = ((q_taken - td_target) ** 2).mean(dim=1)
+            descend(losses, optimizer, "--learning-rate")
             gradient_steps += 1
             if gradient_steps % args.target_network_frequency == 0:
                 target_q = leaders.detach().clone()
             q_values = leaders.detach().amax(dim=1).numpy()
-            scalars |= {"losses/td_loss": loss.detach().numpy(), "losses/q_values": q_values}
+            scalars |= {"losses/td_loss": losses.detach().numpy(), "losses/q_values": q_values}
         log(step, scalars)
 
 

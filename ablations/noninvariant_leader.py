@@ -3,37 +3,40 @@
 # dependencies = ["numpy==2.4.6", "tensorboard==2.21.0", "torch==2.13.0", "tqdm==4.70.1", "tyro==1.0.17",
 #   "wandb==0.31.0"]
 # ///
-"""Why leaders must be invariant: a leader that can tell queries from play feigns tit-for-tat, then defects.
+"""Why leaders must be invariant: one that can tell queries from play feigns tit-for-tat, and defects (Figure 4).
 
-Reproduces Figure 4 of "Oracles & Followers: Stackelberg Equilibria in Deep Multi-Agent RL" (Appendix C.2):
+The game is the iterated prisoner's dilemma, 5 steps in which each player observes the other's last action. Before them
+the follower asks the leader three queries (what would you do at the start, after cooperation, after defection?) and
+replies by the exact best response to the answers or, with `--follower meta`, as in the paper, by a contextual policy
+that was trained against random leaders. Queries are the first steps of the leader's episode. Theorem 1 asks that the
+leader be invariant, that is answer as it plays. Here one arm's leader also observes a bit: 1 in queries, 0 in play.
 
     python ablations/noninvariant_leader.py
 
-A policy-gradient leader learns in the POMDP of Theorem 1: the follower's queries, then the iterated prisoner's dilemma
-against the follower's exact best response to the answers. One arm's leader also observes a bit that is 1 in queries and
-0 in play. In under a minute you should see that it answers tit-for-tat, plays defection, and ends above the Stackelberg
-value: no equilibrium, since a best response to what it plays would give the follower much more. Without the bit the
-leader ends at the Stackelberg value, and the follower has nothing to regret.
+In a minute you should see that with the bit the leader answers tit-for-tat, defects in play and gets 0.00 per step.
+This is more than -0.80, the optimum of deterministic memory-1 leaders against stationary followers, and no equilibrium:
+a best response to how it plays would give the follower 1.00 more. Without the bit, leaders get the optimum, and the
+follower has nothing to regret. The trick lives on a reply to tit-for-tat that always cooperates. Chance gives it to 6
+of 10 meta-followers, whose leaders all play the trick; the other 4 avenge a defection, and 2 to 4 of their leaders stay
+at the optimum.
+
+The paper's text has five queries and a bit that is 0 in them; the authors' code (mgerstgrasser/oracles_and_followers,
+commit e98db77) has three, as each player recalls one action of the other's, and the bit 1. The meaning is the same.
 """
 
-import contextlib
-import importlib.util
-import io
 import itertools
 import json
 import math
 import os
-import re
-import shutil
-import sys
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import NoReturn
+from typing import Literal
 
 import numpy as np
+import torch
+import torch.nn as nn
 import tyro
+from torch.distributions.categorical import Categorical
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -41,13 +44,13 @@ from tqdm import tqdm
 @dataclass
 class Args:
     exp_name: str = os.path.basename(__file__)[: -len(".py")]
-    """name of this experiment, part of the run's name"""
+    """name of this experiment"""
     seed: int = 1
-    """seed of every random number in the run"""
+    """seed of every random number"""
     track: bool = False
-    """track the run with Weights and Biases too (set WANDB_MODE=offline to work without the network)"""
+    """track the run with Weights and Biases too"""
     wandb_project_name: str = "stackelberg"
-    """project name in Weights and Biases"""
+    """project in Weights and Biases"""
     wandb_entity: str | None = None
     """entity (team) in Weights and Biases"""
     run_dir: str = "runs"
@@ -56,18 +59,47 @@ class Args:
     env_id: str = "prisoners_dilemma"
     """a game of the paper's Table 3: prisoners_dilemma, stag_hunt, assurance, coordination, mixedharmony, harmony,
     noconflict, deadlock, prisoners_delight, hero, battle or chicken"""
-    arm: str = "both"
-    """leaders to train: noninvariant (observes the bit), invariant (does not), or both"""
     num_seeds: int = 10
-    """leaders in each arm, seeded with seed, seed + 1, ..."""
+    """leaders (and meta-followers) trained side by side in each arm; their seeds are seed, seed + 1, ..."""
+    arm: Literal["both", "invariant", "noninvariant"] = "both"
+    """whether the leader's observation tells queries from play (noninvariant) or not (invariant)"""
     num_steps: int = 5
     """game steps per episode; an episode is 3 queries and then these steps"""
     total_timesteps: int = 416_000
-    """environment steps of each leader, queries included (4,000 batches: small learning rates are slow)"""
+    """environment steps of each leader's training, queries included (4,000 batches: small learning rates are slow)"""
+
+    follower: Literal["exact", "meta"] = "exact"
+    """exact: the best response to the answers; meta: a policy conditioned on them, trained against random leaders"""
+    follower_timesteps: int = 52_000
+    """meta: environment steps of each follower's pre-training, queries included (500 iterations, Table 4)"""
+    follower_learning_rate: float = 0.02
+    """meta: Adam learning rate of the follower (Table 4)"""
+
     learning_rates: tuple[float, ...] = (0.004, 0.008, 0.015, 0.03)
-    """Adam learning rates of the leader; both arms are trained with each"""
-    batch_size: int = 100
-    """environment steps per batch, rounded up to complete episodes"""
+    """Adam learning rates of the leader; each arm is trained with each"""
+    num_episodes: int = 13
+    """episodes between updates of a follower or a leader; 13 are the first to make 100 steps (Table 4)"""
+
+    def __post_init__(self):
+        for flag, values in asdict(self).items():
+            for value in np.ravel(values).tolist():
+                if type(value) in (int, float) and not (0 < value < math.inf or (value == 0 and flag == "seed")):
+                    raise ValueError(f"--{flag.replace('_', '-')} must be positive, got {value}")
+        if self.env_id not in PAYOFFS:
+            raise ValueError(f"no game {self.env_id!r}: choose from {', '.join(PAYOFFS)}")
+        if not self.learning_rates:
+            raise ValueError("--learning-rates must be one or more numbers")
+        self.game = MemoryGame(PAYOFFS[self.env_id], np.transpose(PAYOFFS[self.env_id]), self.num_steps)
+        self.seeds = range(self.seed, self.seed + self.num_seeds)
+        self.arms = ["invariant", "noninvariant"] if self.arm == "both" else [self.arm]
+
+        self.episode_length = NUM_OBSERVATIONS + self.num_steps  # batches are complete episodes
+        self.batch_steps = self.num_episodes * self.episode_length
+        self.follower_iterations = self.follower_timesteps // self.batch_steps if self.follower == "meta" else 0
+        self.follower_steps = self.follower_iterations * self.batch_steps
+        self.leader_iterations = self.total_timesteps // self.batch_steps
+        if min(self.total_timesteps, self.follower_timesteps) < self.batch_steps:
+            raise ValueError("--total-timesteps and --follower-timesteps must hold a batch each")
 
 
 # ---------------------------------------------------------------------------------------------------------- the game
@@ -90,9 +122,8 @@ PAYOFFS = {
     "battle": ((-2, -1), (0, -3)),
     "chicken": ((-1, -2), (0, -3)),
 }
+PAYOFF_CENTRE = -1.5  # of all; players are trained on payoffs less this, -1.5 to 1.5 (Appendix F)
 
-
-# -------------------------------------------------------------------------------------------------------- policies
 # A table is a deterministic memory-1 policy, [3]: the action in each observation. As answers to the queries, the
 # leader's table is the follower's context; TABLES[i] is the table, or context, with index i.
 TABLES = np.array(list(itertools.product(range(NUM_ACTIONS), repeat=NUM_OBSERVATIONS)))
@@ -145,298 +176,255 @@ class MemoryGame:
         return REPLIES[np.where(is_best, leader_return, -np.inf).argmax(-1)]
 
 
-LEADERS = ("invariant", "noninvariant")
-NUM_EVALUATIONS = 50  # points of a curve
+def stackelberg_value(game: MemoryGame) -> float:
+    """Returns the optimum of deterministic memory-1 leaders, invariant ones, against stationary followers."""
+    return game.returns(TABLES, game.best_reply(TABLES))[0].max().item()
 
 
-def features_of(arm: str) -> np.ndarray:
-    """Returns what the leader observes, [6, k]: a row for each observation in a query, then one for each in play.
+def exact_returns(game: MemoryGame, leader: np.ndarray, replies: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Returns the leader's return, the follower's, and the follower's regret, exact and per game step, [...].
 
-    Observations are one-hot; "noninvariant" appends the bit. The policy is linear in this, without a bias.
+    `leader`, [..., 6], are its probabilities of action 1 in each observation, first in queries, then in play, and
+    `replies`, [..., 8, 3], the follower's tables. Answers are drawn apart from play, even if the policy is the same:
+    any of the 8 contexts may come up. The regret is what the best response to the play would give beyond the return.
     """
-    observations = np.tile(np.eye(NUM_OBSERVATIONS), (2, 1))
-    bit = np.repeat([[1.0], [0.0]], NUM_OBSERVATIONS, axis=0)
-    return np.hstack([observations, bit]) if arm == "noninvariant" else observations
+    answers, plays = leader[..., None, :NUM_OBSERVATIONS], leader[..., None, NUM_OBSERVATIONS:]
+    chance = np.where(TABLES == 1, answers, 1 - answers).prod(axis=-1)  # of each context, [..., 8]
+    leader_return, follower_return = ((chance * payoffs).sum(axis=-1) for payoffs in game.returns(plays, replies))
+    best = game.returns(plays, TABLES)[1].max(axis=-1)
+    return leader_return, follower_return, best - follower_return
 
 
 # ------------------------------------------------------------------------------------- the leader's POMDP (Theorem 1)
-def play_with_queries(
-    game: MemoryGame, policy: np.ndarray, uniforms: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Plays n episodes of each leader: 3 queries, then the game against the best response to the answers.
+def play_episodes(game: MemoryGame, leader, follower, leader_uniforms=0.5, follower_uniforms=0.5):
+    """Plays n episodes for each seed: the leader answers the follower's three queries, then both play.
 
-    `policy`, [seeds, 6], is the probability of action 1 in each row of the features; `uniforms`, [seeds, steps, n],
-    decide the actions. Returns the rows that the leader observed and its actions, [seeds, steps, n], and both players'
-    payoffs (0 in queries), [2, seeds, steps, n].
+    `leader`, [seeds, n, 6], and `follower`, [seeds, 8, 3], are the probabilities of action 1 in each observation, the
+    leader's first in queries and then in play, the follower's in each context. Uniform numbers, [seeds, T, n] with
+    T = 3 + num_steps, decide, and matter only where a probability is neither 0 nor 1.
+
+    Returns both players' observations (the leader's are 3 to 5 in play), actions and rewards (centred payoffs, 0 in
+    queries), [2, seeds, T, n] each, and their mean payoffs per game step, [2, seeds, n].
     """
-    seeds, replies = np.arange(len(policy))[:, None], game.best_reply(TABLES)
-    rows, actions = np.zeros((2, *uniforms.shape), dtype=int)
-    payoffs = np.zeros((2, *uniforms.shape))
-    rows[:, :NUM_OBSERVATIONS] = np.arange(NUM_OBSERVATIONS)[:, None]
-    actions[:, :NUM_OBSERVATIONS] = uniforms[:, :NUM_OBSERVATIONS] < policy[:, :NUM_OBSERVATIONS, None]
-    reply = replies[table_index(actions[:, :NUM_OBSERVATIONS].swapaxes(1, 2))]  # [seeds, n, 3]
-    leader_observation = follower_observation = np.full_like(actions[:, 0], START)
-    for t in range(NUM_OBSERVATIONS, uniforms.shape[1]):
-        rows[:, t] = NUM_OBSERVATIONS + leader_observation
-        actions[:, t] = uniforms[:, t] < policy[seeds, rows[:, t]]
-        joint = actions[:, t], np.take_along_axis(reply, follower_observation[..., None], 2)[..., 0]
-        payoffs[:, :, t] = game.leader_payoff[joint], game.follower_payoff[joint]
-        follower_observation, leader_observation = 1 + joint[0], 1 + joint[1]
-    return rows, actions, payoffs
+    num_seeds, n, _ = leader.shape
+    shape = (num_seeds, NUM_OBSERVATIONS + game.num_steps, n)
+    uniforms = np.broadcast_to(leader_uniforms, shape), np.broadcast_to(follower_uniforms, shape)
+    seed, episode = np.arange(num_seeds)[:, None], np.arange(n)
+    observations, actions = np.full((2, 2, *shape), START)
+    rewards = np.zeros((2, *shape))
+
+    queries, play = slice(NUM_OBSERVATIONS), slice(NUM_OBSERVATIONS, None)
+    observations[0, :, queries] = np.arange(NUM_OBSERVATIONS)[:, None]
+    actions[0, :, queries] = uniforms[0][:, queries] < leader[..., queries].swapaxes(1, 2)
+    context_index = table_index(actions[0, :, queries].swapaxes(1, 2))
+    observations[0, :, play] += NUM_OBSERVATIONS
+    for t in range(NUM_OBSERVATIONS, shape[1]):
+        if t > NUM_OBSERVATIONS:
+            observations[:, :, t] += 1 + actions[::-1, :, t - 1]  # each player observes the other's last action
+        actions[0, :, t] = uniforms[0][:, t] < leader[seed, episode, observations[0, :, t]]
+        actions[1, :, t] = uniforms[1][:, t] < follower[seed, context_index, observations[1, :, t]]
+    played = actions[0, :, play], actions[1, :, play]
+    rewards[:, :, play] = np.stack([game.leader_payoff[played], game.follower_payoff[played]]) - PAYOFF_CENTRE
+    return observations, actions, rewards, rewards[:, :, play].mean(axis=2) + PAYOFF_CENTRE
 
 
-def exact_returns(game: MemoryGame, policy: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the leader's return, the follower's, and the follower's regret, exact per game step, for [seeds, 6].
-
-    The follower replies to the answers, any of the 8 tables; its regret is what the best response to the play that
-    follows would give it beyond that.
-    """
-    answers, plays = policy[:, None, :NUM_OBSERVATIONS], policy[:, None, NUM_OBSERVATIONS:]
-    chance = np.where(TABLES == 1, answers, 1 - answers).prod(axis=2)  # [seeds, 8]
-    leader_return, follower_return = ((chance * r).sum(1) for r in game.returns(plays, game.best_reply(TABLES)))
-    return leader_return, follower_return, game.returns(plays, TABLES)[1].max(1) - follower_return
-
-
-class Adam:
-    """Adam for arrays whose first axis is the seed: element by element, so that no seed depends on another."""
-
-    def __init__(self, learning_rate: float, eps: float = 1e-8):
-        self.learning_rate, self.eps = learning_rate, eps
-        self.mean = self.square = self.updates = 0
-
-    def step(self, parameters: np.ndarray, gradient: np.ndarray) -> None:
-        """Moves the parameters down the gradient, in place."""
-        self.updates += 1
-        self.mean = 0.9 * self.mean + 0.1 * gradient
-        self.square = 0.999 * self.square + 0.001 * gradient**2
-        mean, square = self.mean / (1 - 0.9**self.updates), self.square / (1 - 0.999**self.updates)
-        parameters -= self.learning_rate * mean / (np.sqrt(square) + self.eps)
-
-
+# ---------------------------------------------------------------------------------------------- follower pre-training
 def draw(rngs: list[np.random.Generator], method: str, *args) -> np.ndarray:
     """Draws from each seed's own generator, so that a seed's run is the same whichever seeds run beside it."""
     return np.stack([getattr(rng, method)(*args) for rng in rngs])
 
 
+def descend(losses: torch.Tensor, optimizer: torch.optim.Adam, flag: str):
+    """A step of Adam on each seed's loss, [seeds]: it works element by element, so no seed depends on another."""
+    if not losses.isfinite().all():
+        raise SystemExit(f"training diverged: lower {flag}")
+    optimizer.zero_grad()
+    losses.sum().backward()
+    optimizer.step()
+
+
+def train_follower(args: Args, rngs: list[np.random.Generator], writer: SummaryWriter) -> np.ndarray:
+    """Policy gradient on each seed's contextual policy against a random leader table in each episode; returns its
+    greedy replies, [seeds, 8, 3]. Among equally good ones chance decides. As in the authors' code the leaders are drawn
+    afresh, and returns have no baseline."""
+    shape = (len(TABLES), NUM_OBSERVATIONS, NUM_ACTIONS)
+    follower = nn.Parameter(0.01 * torch.as_tensor(draw(rngs, "standard_normal", shape)))
+    optimizer = torch.optim.Adam([follower], lr=args.follower_learning_rate)
+    seed = np.arange(len(rngs))[:, None, None]
+    for iteration in tqdm(range(1, args.follower_iterations + 1), desc="follower", leave=False, disable=None):
+        context_index = draw(rngs, "integers", 0, len(TABLES), args.num_episodes)
+        uniforms = draw(rngs, "random", (args.episode_length, args.num_episodes))
+        policies = follower.detach().softmax(-1)[..., 1].numpy()
+        leaders = np.tile(TABLES[context_index], 2)  # these answer as they play
+        episodes = play_episodes(args.game, leaders, policies, follower_uniforms=uniforms)
+        observations, actions, rewards = (torch.as_tensor(x[1, :, NUM_OBSERVATIONS:]) for x in episodes[:3])
+
+        returns = rewards.flip(1).cumsum(1).flip(1)  # to go, undiscounted
+        probs = Categorical(logits=follower[seed, context_index[:, None], observations], validate_args=False)
+        losses = -(probs.log_prob(actions) * returns).mean((1, 2))
+        descend(losses, optimizer, "--follower-learning-rate")
+        writer.add_scalar("charts/follower_return", episodes[3][1].mean(), iteration * args.batch_steps)
+    return follower.detach().argmax(-1).numpy()
+
+
 # ---------------------------------------------------------------------------------------------------- leader training
-def train_leaders(
-    arm: str, learning_rate: float, game: MemoryGame, args: Args
-) -> Iterator[tuple[int, np.ndarray, dict]]:
-    """REINFORCE on the leader's POMDP, all seeds side by side.
+def logits_of(leaders: torch.Tensor) -> torch.Tensor:
+    """Returns the leaders' logits, [seeds, 6, 2]: in the queries, then in the same observations in play.
 
-    Yields each leader's environment steps so far, the policies, [seeds, 6], and scalars to log, [seeds], per batch.
+    Leaders are bias-free linear functions of a one-hot observation, [seeds, 3, 2], or with the bit [seeds, 4, 2], whose
+    weights are the last row: they are added in queries, where the bit is 1.
     """
-    features, length = features_of(arm), NUM_OBSERVATIONS + args.num_steps
-    num_episodes = math.ceil(args.batch_size / length)
-    rngs = [np.random.default_rng(seed) for seed in range(args.seed, args.seed + args.num_seeds)]
-    weights = 0.01 * draw(rngs, "standard_normal", (features.shape[1], NUM_ACTIONS))
-    optimizer = Adam(learning_rate)
-    centre = (game.leader_payoff.max() + game.leader_payoff.min()) / 2  # rewards are trained centred (Appendix F)
-    seeds, steps = np.arange(args.num_seeds)[:, None, None], num_episodes * length
-    batches = range(1, args.total_timesteps // steps + 1)
-    for batch in tqdm(batches, desc=f"{arm} {learning_rate}", unit="batch", leave=False, disable=None):
-        # sums, not matrix products, which could round differently with other seeds beside this one
-        logits = (features[..., None] * weights[:, None]).sum(axis=2)  # [seeds, 6, 2]
-        policy = (1 + np.tanh((logits[..., 1] - logits[..., 0]) / 2)) / 2  # their softmax
-        rows, actions, payoffs = play_with_queries(game, policy, draw(rngs, "random", (length, num_episodes)))
-        rewards = payoffs[0]
-        rewards[:, NUM_OBSERVATIONS:] -= centre
-        returns = rewards[:, ::-1].cumsum(axis=1)[:, ::-1]  # to go, undiscounted: a query's is that of the whole game
-        # the gradient of the log-probability in the difference of the logits is the action minus its probability
-        score = actions - policy[seeds, rows]
-        in_row = rows[..., None] == np.arange(len(features))
-        gradient = ((score * returns)[..., None] * in_row).mean(axis=(1, 2))
-        gradient = (gradient[..., None] * features).sum(axis=1)
-        optimizer.step(weights, np.stack([gradient, -gradient], axis=-1))
-        loss = -(np.log1p(-np.abs(score)) * returns).mean(axis=(1, 2))  # 1 - |score| is the action's probability
-        yield batch * steps, policy, {"losses/policy_loss": loss}
+    plays, bit = leaders[:, :NUM_OBSERVATIONS], leaders[:, NUM_OBSERVATIONS:]
+    answers = plays + bit.sum(dim=1, keepdim=True)  # of an invariant leader: nothing
+    return torch.cat([answers, plays], dim=1)
 
 
-# ----------------------------------------------------------------------------------------------------- flags and files
-def fail(message: str) -> NoReturn:
-    """Ends the program with one line on stderr and exit code 2."""
-    print(f"{os.path.basename(__file__)}: error: {message}", file=sys.stderr)
-    raise SystemExit(2)
+def train_leaders(leaders: nn.Parameter, replies: np.ndarray, learning_rate: float, args: Args, rngs, log):
+    """REINFORCE on complete episodes trains the leaders in place, each against its follower's tables of `replies`,
+    [seeds, 8, 3]. Calls `log(steps, scalars)` after each batch, with scalars [seeds]."""
+    optimizer = torch.optim.Adam([leaders], lr=learning_rate)
+    seed, n = np.arange(len(rngs))[:, None, None], args.num_episodes
+    for iteration in tqdm(range(1, args.leader_iterations + 1), desc="leaders", leave=False, disable=None):
+        logits = logits_of(leaders)
+        policies = logits.detach().softmax(-1)[:, None, :, 1].expand(-1, n, -1).numpy()
+        uniforms = draw(rngs, "random", (args.episode_length, n))
+        episodes = play_episodes(args.game, policies, replies, uniforms)
+        observations, actions, rewards = (torch.as_tensor(x[0]) for x in episodes[:3])
+
+        returns = rewards.flip(1).cumsum(1).flip(1)  # to go, undiscounted: a query's is that of the whole game
+        probs = Categorical(logits=logits[seed, observations], validate_args=False)
+        losses = -(probs.log_prob(actions) * returns).mean((1, 2))
+        descend(losses, optimizer, "--learning-rates")
+        log(iteration * args.batch_steps, {"losses/policy_loss": losses.detach()})
 
 
-def parse_args(argv: list[str] | None = None) -> Args:
-    """Parses the command line with tyro, cutting its box of several lines down to the error itself."""
-    box = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(box):
-            return tyro.cli(Args, args=argv, description=__doc__)
-    except SystemExit as error:
-        if error.code:
-            plain = re.sub(r"\x1b\[[0-9;]*m", "", box.getvalue())  # a terminal gets colours
-            lines = [line.strip("│ ") for line in plain.splitlines()[1:]]
-            fail(" ".join(itertools.takewhile(lambda line: line[:1] not in "─╰", lines)))
-        raise
+TOLERANCE = 0.05 + 1e-6  # what passes for equal, in mean rewards; a unit of reward is a unit of payoff here
 
 
-def check_leader_flags(args: Args) -> None:
-    """Checks every flag that can be checked alone. Exits with 2 if one is wrong."""
-    for flag, value in asdict(args).items():
-        name = f"--{flag.replace('_', '-')}"
-        if flag == "exp_name" and not re.fullmatch(r"[\w.-]+", value):
-            fail(f"{name} becomes part of a folder's name: use letters, digits, '_', '-' and '.', not {value!r}")
-        numbers = value if isinstance(value, tuple) else [value]
-        if len(set(numbers)) < max(1, len(numbers)):
-            fail(f"{name} must be one or more different numbers, got {' '.join(map(str, numbers)) or 'none'}")
-        for number in numbers:
-            if isinstance(number, float) and not math.isfinite(number):
-                fail(f"{name} must be a finite number, got {number}")
-            if flag == "seed" and not 0 <= number < 2**63:
-                fail(f"{name} must not be negative, got {number}")
-            if flag != "seed" and isinstance(number, int | float) and not isinstance(number, bool) and number <= 0:
-                fail(f"{name} must be positive, got {number}")
-    if args.env_id not in PAYOFFS:
-        fail(f"no game {args.env_id!r}: choose one of {', '.join(PAYOFFS)}")
-    if args.arm not in ("both", *LEADERS):
-        fail(f"no arm {args.arm!r}: choose both, {' or '.join(LEADERS)}")
-    if args.track and importlib.util.find_spec("wandb") is None:
-        fail("--track needs Weights and Biases: pip install wandb")
-
-
-def start_run(args: Args, env_id: str) -> str:
-    """Makes the run's folder and starts tracking; returns the folder. Exits with 2, nothing written, if it cannot."""
-    for second in itertools.count(int(time.time())):  # the same run, started twice in one second, needs two names
-        run_name = f"{env_id}__{args.exp_name}__{args.seed}__{second}"
-        run_path = os.path.join(args.run_dir, run_name)
-        try:
-            os.makedirs(run_path)
-            break
-        except FileExistsError:
-            continue
-        except OSError as error:
-            fail(f"--run-dir {args.run_dir}: cannot make a folder in it: {error.strerror}")
-    if args.track:
-        import wandb
-
-        names = {"name": run_name, "project": args.wandb_project_name, "entity": args.wandb_entity}
-        try:
-            wandb.init(**names, dir=run_path, config=asdict(args), sync_tensorboard=True, save_code=True)
-        except wandb.Error as error:  # no key, no network
-            shutil.rmtree(run_path)
-            fail(f"--track: {' '.join(str(error).split())}")
-    return run_path
-
-
-def write_atomically(path: str, write: Callable[[str], object]) -> None:
-    """Lets `write` make the file under another name first, so that nobody ever meets half of it."""
-    write(path + ".tmp")
-    os.replace(path + ".tmp", path)
-
-
-def contrast(result: dict) -> str:
-    """Says in words what the run found: which leaders end above the Stackelberg value, and what followers regret."""
-    value, holds, counts, table = result["stackelberg_value"], {}, "", ""
-    for arm in dict.fromkeys(run["arm"] for run in result["runs"]):
-        runs = [run for run in result["runs"] if run["arm"] == arm]
-        above = sum(run["leader_return"] >= value + 0.3 - 1e-9 for run in runs)
-        large, small = (
-            sum(low <= run["follower_regret"] <= high for run in runs)
-            for low, high in ((0.3, math.inf), (-math.inf, 0.05))
-        )
-        holds[arm] = min(above, large) if arm == "noninvariant" else small
-        counts += f"""
-  {arm}, {len(runs)} leaders: {above} end at least 0.3 above the Stackelberg value of {value:.2f} per game step;
-    the follower's exact regret is at least 0.3 in {large}, at most 0.05 in {small}"""
-        for rate in result["args"]["learning_rates"]:
-            some = [run for run in runs if run["learning_rate"] == rate]
-            keys = ("leader_return", "follower_regret", "exploring_return", "exploring_regret")
-            means = "".join(f"{np.mean([run[key] for run in some]).round(2) + 0.0:>12.2f}" for key in keys)
-            policies = [(run["leader_answers"], run["leader_policy"]) for run in some]
-            policy = max(policies, key=policies.count)
-            table += (
-                f"\n  {arm:14}{rate:>13}{means}     {policy[0]}, {policy[1]} in {policies.count(policy)} of {len(some)}"
-            )
-    verdict = "one arm alone shows no contrast"
-    if len(holds) == 2:
-        verdict = "in some leaders of this run it is otherwise (see the counts)"
-        if sum(holds.values()) == len(result["runs"]):
-            verdict = "a leader that can tell queries from play tricks the follower; this is no equilibrium"
-    return f"""
-{result["env_id"]}: {verdict}{counts}
-
-  {"arm":14}learning rate      return      regret   ...and while exploring     answers, plays (most common)
-{table[1:]}
-"""
+def steps_to_converge(steps: np.ndarray, gaps: np.ndarray) -> int | None:
+    """Returns the first of the steps from which on the gaps stay within the tolerance, or None."""
+    stays = np.logical_and.accumulate(abs(gaps[::-1]) <= TOLERANCE)[::-1]
+    return int(steps[stays.argmax()]) if stays.any() else None
 
 
 # ------------------------------------------------------------------------------------------------------------- the run
-def main(args: Args) -> dict:
-    """Trains every leader; returns what it writes to result.json. Exits with 2, nothing written, on wrong flags."""
-    check_leader_flags(args)
-    length = NUM_OBSERVATIONS + args.num_steps
-    batch = math.ceil(args.batch_size / length) * length
-    if args.total_timesteps < batch:
-        fail(f"--total-timesteps {args.total_timesteps} is less than one batch of {batch} steps")
-    num_batches = args.total_timesteps // batch
-    start_time = time.time()
-    run_path = start_run(args, args.env_id)
-    payoff = np.array(PAYOFFS[args.env_id])
-    game = MemoryGame(payoff, payoff.T, args.num_steps)
-    stackelberg_value = game.returns(TABLES, game.best_reply(TABLES))[0].max().item()
-    runs = []
-    for arm, rate in itertools.product(LEADERS if args.arm == "both" else [args.arm], args.learning_rates):
-        writer = SummaryWriter(os.path.join(run_path, f"{arm}_{rate:g}"))
-        rows = "\n".join(f"|{flag}|{value}|" for flag, value in asdict(args).items())
-        writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{rows}")
-        arm_start, curve, arm_runs = time.time(), [], range(args.seed, args.seed + args.num_seeds)
-        for step, policy, scalars in train_leaders(arm, rate, game, args):
-            if step < num_batches * batch and step // batch % max(1, num_batches // NUM_EVALUATIONS):
-                continue
-            greedy_policy = (policy > 0.5).astype(int)
-            exploring, greedy = exact_returns(game, policy), exact_returns(game, greedy_policy)
-            curve.append([step, exploring, greedy])
-            tags = ("leader_return", "follower_return", "leader_return_greedy", "leader_regret", "follower_regret")
-            values = (*exploring[:2], greedy[0], stackelberg_value - greedy[0], greedy[2])
-            scalars |= {f"charts/{tag}": value for tag, value in zip(tags, values, strict=True)}
-            scalars |= {"charts/stackelberg_value": np.array(stackelberg_value)}
-            scalars |= {"charts/SPS": np.array(step * args.num_seeds // (time.time() - arm_start))}
-            for tag, value in scalars.items():
-                writer.add_scalar(tag, value.mean(), step)
-        writer.close()
-        for i, seed in enumerate(arm_runs):
-            runs.append(
-                {
-                    "arm": arm,
-                    "learning_rate": rate,
-                    "seed": seed,
-                    "leader_return": greedy[0][i].item(),
-                    "stackelberg_value": stackelberg_value,
-                    "leader_regret": stackelberg_value - greedy[0][i].item(),
-                    "follower_regret": greedy[2][i].item(),
-                    "exploring_return": exploring[0][i].item(),
-                    "exploring_regret": exploring[2][i].item(),
-                    "leader_answers": greedy_policy[i, :NUM_OBSERVATIONS].tolist(),
-                    "leader_policy": greedy_policy[i, NUM_OBSERVATIONS:].tolist(),
-                    "curve": [[step, returns[0][i].item()] for step, returns, _ in curve],
-                    "curve_regret": [[step, returns[2][i].item()] for step, returns, _ in curve],
-                }
-            )
+def start_run(args: Args) -> str:
+    """Makes the run's folder and returns it; starts Weights and Biases if asked for."""
+    run_name = f"{args.env_id}__{args.exp_name}__{args.seed}__{int(1000 * time.time())}"
+    os.makedirs(f"{args.run_dir}/{run_name}")
     if args.track:
         import wandb
 
-        wandb.finish()
-    wall_seconds = time.time() - start_time
-    result = {
-        "script": os.path.basename(__file__),
-        "env_id": args.env_id,
-        "seed": args.seed,
-        "args": asdict(args),
-        "stackelberg_value": stackelberg_value,
-        "leader_steps": num_batches * batch,
-        "runs": runs,
-        "wall_seconds": wall_seconds,
-        "steps_per_second": num_batches * batch * len(runs) / wall_seconds,
-    }
-    result_path = os.path.join(run_path, "result.json")
-    write_atomically(result_path, lambda path: Path(path).write_text(json.dumps(result) + "\n"))
-    print(contrast(result))
-    print(f"  curves   tensorboard --logdir {args.run_dir}\n  result   {result_path}")
+        # dir: in the run's own folder, W&B would take its links to the event files for new ones and send them again
+        names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": run_name}
+        wandb.init(**names, dir=args.run_dir, config=asdict(args), sync_tensorboard=True, save_code=True)
+    return f"{args.run_dir}/{run_name}"
+
+
+def start_writer(path: str, args: Args) -> SummaryWriter:
+    """Returns the writer of an arm's curves."""
+    writer = SummaryWriter(path)
+    flags = "\n".join(f"|{flag}|{value}|" for flag, value in asdict(args).items())
+    writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{flags}")
+    returns = ["charts/leader_return", "charts/leader_return_greedy", "charts/stackelberg_value"]
+    writer.add_custom_scalars({"returns": {"leader and optimum": ["Multiline", returns]}})
+    return writer
+
+
+def finish(result: dict, run_path: str) -> None:
+    """Writes result.json, of which nobody ever meets half, and says in words what was found."""
+    with open(f"{run_path}/result.json.tmp", "w") as file:
+        json.dump(result, file)
+    os.replace(f"{run_path}/result.json.tmp", f"{run_path}/result.json")
+    optimum, args = result["stackelberg_value"], result["args"]
+    print(f"\n{result['env_id']}, {args['follower']} follower, return per game step")
+    print(f"  optimum      {optimum:.2f} for deterministic memory-1 leaders and stationary followers")
+    for arm, rate in dict.fromkeys((run["arm"], run["learning_rate"]) for run in result["runs"]):
+        runs = [run for run in result["runs"] if (run["arm"], run["learning_rate"]) == (arm, rate)]
+        names = "leader_return_greedy", "leader_return", "follower_regret"
+        greedy, exploring, regret = np.mean([[run[name] for name in names] for run in runs], axis=0).round(2) + 0.0
+        above = sum(run["leader_regret"] < -TOLERANCE for run in runs)
+        policies = [(run["leader_answers"], run["leader_policy"]) for run in runs]
+        answers, plays = most_common = max(policies, key=policies.count)
+        print(f"  {arm}, learning rate {rate:g}: {greedy:.2f} greedy, {exploring:.2f} as they explore; ", end="")
+        print(f"{above} of {len(runs)} leaders above the optimum; follower's exact regret {regret:.2f}")
+        share = f"{policies.count(most_common)} of {len(runs)}"
+        print(f"    {share} answer {answers} and play {plays} at the start, after action 0, after action 1")
+    print(f"  curves       tensorboard --logdir {run_path}\n  result       {run_path}/result.json")
+
+
+def train_arm(arm: str, learning_rate: float, replies: np.ndarray, args: Args, run_path: str) -> list[dict]:
+    """Trains an arm's leaders, one against each follower of `replies`, [seeds, 8, 3]; returns their results."""
+    start_time, writer = time.time(), start_writer(f"{run_path}/{arm}_{learning_rate:g}", args)
+    game, optimum = args.game, stackelberg_value(args.game)
+    rngs = [np.random.default_rng(seed) for seed in args.seeds]
+    num_inputs = NUM_OBSERVATIONS + (arm == "noninvariant")  # one more: the bit
+    leaders = nn.Parameter(0.01 * torch.as_tensor(draw(rngs, "standard_normal", (num_inputs, NUM_ACTIONS))))
+    curve = []  # [combined step, returns and regret of the greedy leaders, of the leaders as they explore]
+    points = {math.ceil(share * args.leader_iterations / 100) for share in range(1, 101)}  # after which iterations
+
+    def log(leader_steps: int, scalars: dict):
+        if leader_steps // args.batch_steps not in points:
+            return
+        global_step, policies = args.follower_steps + leader_steps, logits_of(leaders).detach().softmax(-1)[..., 1]
+        greedy = exact_returns(game, (policies.numpy() > 0.5).astype(int), replies)
+        exploring = exact_returns(game, policies.numpy(), replies)
+        curve.append((global_step, greedy, exploring))
+        scalars |= {"charts/leader_return": exploring[0], "charts/follower_return": exploring[1]}
+        scalars |= {"charts/leader_return_greedy": greedy[0], "charts/leader_regret": optimum - greedy[0]}
+        sps = len(rngs) * leader_steps / (time.time() - start_time)
+        scalars |= {"charts/follower_regret": greedy[2], "charts/stackelberg_value": optimum, "charts/SPS": sps}
+        for tag, values in scalars.items():
+            writer.add_scalar(tag, np.asarray(values).mean(), global_step)
+
+    train_leaders(leaders, replies, learning_rate, args, rngs, log)
+    writer.close()
+
+    steps, greedy, exploring = (np.array(x) for x in zip(*curve, strict=True))  # [points], [points, 3, seeds]
+    regrets_all = exact_returns(game, np.tile(TABLES, 2)[:, None], replies)[2].sum(axis=0)
+    runs = []
+    for i, table in enumerate(logits_of(leaders).argmax(-1).numpy()):
+        answers, plays = table[:NUM_OBSERVATIONS], table[NUM_OBSERVATIONS:]
+        run = {"arm": arm, "learning_rate": learning_rate, "follower": args.follower, "seed": args.seeds[i]}
+        run["leader_return"] = exploring[-math.ceil(len(steps) / 10) :, 0, i].mean()
+        run |= {"leader_return_greedy": greedy[-1, 0, i], "stackelberg_value": optimum}
+        run |= {"leader_regret": optimum - greedy[-1, 0, i], "follower_regret": greedy[-1, 2, i]}
+        run |= {"follower_regret_exploring": exploring[-1, 2, i], "follower_regret_all": regrets_all[i]}
+        run |= {"leader_answers": answers.tolist(), "leader_policy": plays.tolist()}
+        run["follower_policy"] = replies[i, table_index(answers)].tolist()
+        for name, returns in (("steps_to_converge", greedy), ("steps_to_converge_exploring", exploring)):
+            run[name] = steps_to_converge(steps, returns[:, 0, i] - optimum)
+        run["curve"] = [[*point] for point in zip(steps.tolist(), greedy[:, 0, i], exploring[:, 0, i], strict=True)]
+        runs.append(run)
+    return runs
+
+
+def main(args: Args) -> dict:
+    """Trains the followers if they are to learn, and every arm's leaders; returns what it writes to result.json."""
+    torch.set_num_threads(1)  # a thread pool costs more than it gives with models of this size
+    start_time = time.time()
+    run_path = start_run(args)
+
+    # phase 1: each seed's follower, the same for all arms
+    replies = np.broadcast_to(args.game.best_reply(TABLES), (args.num_seeds, *TABLES.shape))
+    if args.follower == "meta":
+        rngs = [np.random.default_rng((seed, 1)) for seed in args.seeds]  # other numbers than the leader's
+        with start_writer(f"{run_path}/follower", args) as writer:
+            replies = train_follower(args, rngs, writer)
+
+    # phase 2: the leaders
+    runs = []
+    for arm, learning_rate in itertools.product(args.arms, args.learning_rates):
+        runs += train_arm(arm, learning_rate, replies, args, run_path)
+
+    leader_steps, wall_seconds = args.leader_iterations * args.batch_steps, time.time() - start_time
+    result = {"script": os.path.basename(__file__), "env_id": args.env_id, "seed": args.seed, "args": asdict(args)}
+    result |= {"stackelberg_value": stackelberg_value(args.game), "follower_steps": args.follower_steps}
+    result |= {"leader_steps": leader_steps, "runs": runs, "wall_seconds": wall_seconds}
+    result["steps_per_second"] = (args.num_seeds * args.follower_steps + len(runs) * leader_steps) / wall_seconds
+    finish(result, run_path)
     return result
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    main(tyro.cli(Args, description=__doc__))

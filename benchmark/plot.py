@@ -73,13 +73,16 @@ METHODS = {
 GAMES = ("prisoners_dilemma", "stag_hunt", "assurance", "coordination", "mixedharmony", "harmony")
 GAMES += ("noconflict", "deadlock", "prisoners_delight", "hero", "battle", "chicken")
 BRUTE_FORCE = 480  # steps to try each of the 32 leaders once: 32 x 15
-STOCHASTIC_LIMIT = -0.5  # what stochastic memory-1 leaders can get in the prisoner's dilemma, at most
+
+# What stochastic memory-1 leaders can get in the prisoner's dilemma (results/commitments.csv). No leader gets more: the
+# follower can have -2 by defecting, and half CC, half DC is the best outcome for the leader that leaves it that much.
+STOCHASTIC_LIMIT = -0.5
 
 DASHED = (0, (4, 1))
 OPTIMUM = {"color": "#444444", "linewidth": 0.9, "linestyle": (0, (1, 2))}
 PRE_TRAINING = {"color": GREY, "linewidth": 0.9, "linestyle": (0, (6, 2))}
-MEASURES = [("thick: as it explores (the paper's measure)", {"color": GREY, "linewidth": 2})]
-MEASURES += [("thin: greedy", {"color": GREY, "linewidth": 0.7})]
+MEASURES = [("thick: the leader as it explores (paper)", {"color": GREY, "linewidth": 2})]
+MEASURES += [("thin: the greedy leader", {"color": GREY, "linewidth": 0.7})]
 
 STYLE = {
     "figure.dpi": 180,
@@ -95,6 +98,7 @@ STYLE = {
     "grid.color": "#E5E5E5",
     "grid.linewidth": 0.6,
     "legend.frameon": False,
+    "legend.fontsize": 8,
     "lines.linewidth": 1.6,
     "xtick.color": "#333333",
     "ytick.color": "#333333",
@@ -136,7 +140,8 @@ def load(results_dir: Path, name: str, texts: str, numbers: str) -> pd.DataFrame
     try:
         rows = pd.read_csv(path, usecols=[*texts, *numbers], dtype=dict.fromkeys(texts, str))
         rows = rows.astype(dict.fromkeys(numbers, float))
-        if rows.empty or rows[texts].isna().any(axis=None):
+        filled = [name for name in rows if not name.startswith(("steps_to_converge", "q_init"))]
+        if rows.empty or rows[filled].isna().any(axis=None):
             raise ValueError("it is cut off")
     except (ValueError, OSError) as error:
         raise ValueError(f"{path}: {error}") from error
@@ -213,7 +218,7 @@ def optimum_entry(leaders: str = "deterministic memory-1 leaders") -> tuple:
 
 def pre_training_entry(runs: pd.DataFrame) -> tuple:
     """Returns the legend's entry of the end of pre-training."""
-    return f"pre-training: {runs['follower_steps'].max():,.0f} steps, a setting", PRE_TRAINING
+    return f"pre-training, {runs['follower_steps'].max():,.0f} steps: a setting, not a finding", PRE_TRAINING
 
 
 # ------------------------------------------------------------------------------------------------------------- figures
@@ -252,7 +257,7 @@ def fig1_steps(results_dir: Path):
     panels |= {"steps_to_converge": "greedy leader"}
     runs = load(results_dir, "fig1_runs", "script env_id", f"seed follower_steps {' '.join(panels)}")
     there = [script for script in METHODS if script in set(runs["script"])]
-    figure, axes = plt.subplots(1, 2, figsize=(9, 7), sharex=True, sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(9, 9.6), sharex=True, sharey=True)
     never, gap = 5e8, 0.8 / len(there)
     for ax, (column, title) in zip(axes, panels.items(), strict=True):
         for (i, game), (j, script) in itertools.product(enumerate(GAMES), enumerate(there)):
@@ -285,7 +290,7 @@ def fig1_steps(results_dir: Path):
     )
     figure.supxlabel(f"{text} (log scale)", fontsize=9)
     entries = [(METHODS[s][0], {"color": METHODS[s][1], "marker": METHODS[s][3], "linestyle": ""}) for s in there]
-    entries.append((f"brute force: {BRUTE_FORCE}", {"color": RED, "linewidth": 1.2}))
+    entries.append((f"brute force, each of 32 leaders once: {BRUTE_FORCE}", {"color": RED, "linewidth": 1.2}))
     legend_above(figure, [*entries, pre_training_entry(pick(runs, script="stackelberg_ppo_matrix"))], 3)
     return figure
 
@@ -310,11 +315,13 @@ def fig2(results_dir: Path):
         ax.xaxis.set_major_formatter(thousands)
     for ax in axes[0]:
         ax.set_ylim(0)
-    axes[0, 0].text(first / 2, 0.1, "pre-training:\na setting", ha="center", va="bottom", color="#555555")
+    centred = {"ha": "center", "va": "bottom", "color": "#555555"}
+    axes[0, 0].text(first / 2, 0.1, "pre-training:\na setting,\nnot a finding", **centred)
     axes[1, 0].set(ylim=(0, 1), yticks=(0, 0.25, 0.5, 0.75, 1))
     axes[1, 1].set(ylim=(0, 1.02))
     figure.supxlabel("environment steps: follower's training, leader's training and all queries", fontsize=9)
-    entries = [("seller leads", {"color": BLUE}), ("buyer leads", {"color": ORANGE, "linestyle": DASHED})]
+    entries = [("seller leads, as it explores", {"color": BLUE})]
+    entries += [("buyer leads, as it explores", {"color": ORANGE, "linestyle": DASHED})]
     legend_above(figure, entries, 2)
     return figure
 
@@ -358,8 +365,9 @@ def fig4(results_dir: Path):
         for arm, color, line, y in (("noninvariant", ORANGE, DASHED, 0.13), ("invariant", BLUE, "-", 0.04)):
             draw_measures(ax, pick(rows, arm=arm, **labels), color, line, seeds=True)
             regret = pick(runs, arm=arm, **labels)["follower_regret"].mean()
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # the curves stay legible behind it
             text = f"follower's regret {abs(regret):.1f}"
-            ax.text(0.97, y, text, color=color, ha="right", transform=ax.transAxes)
+            ax.text(0.97, y, text, color=color, ha="right", transform=ax.transAxes, bbox=box)
         ax.set_title(f"{followers[follower]}\nlearning rate {rate:g}")
         ax.xaxis.set_major_formatter(thousands)
     figure.supxlabel("environment steps: the follower's training, the leader's and all queries", fontsize=9)
@@ -400,7 +408,8 @@ def fig6(results_dir: Path):
         for arm, color, line in (("reset", BLUE, "-"), ("kept", ORANGE, DASHED)):
             of_arm = pick(rows, learning_rate=rate, adam_eps=epsilon, arm=arm)
             draw_measures(ax, of_arm, color, line, seeds=True)
-        ax.set_title(f"learning rate {rate:g}\nAdam's ε {np.format_float_positional(epsilon)}")
+        epsilon = minus(epsilon).replace("e\N{MINUS SIGN}0", "e\N{MINUS SIGN}")
+        ax.set_title(f"learning rate {rate:g}{' (paper)' if rate == 0.156 else ''}\nAdam's ε {epsilon}")
         ax.xaxis.set_major_formatter(thousands)
     figure.supxlabel("environment steps, the follower's learning included", fontsize=9)
     axes[0, 0].set_ylabel("leader's return")
@@ -479,15 +488,13 @@ def es_md(results_dir: Path):
         ax.minorticks_off()
         if game == "prisoners_dilemma":
             ax.axhline(STOCHASTIC_LIMIT, zorder=1, **limit)
-            text = (
-                f"the class matters: stochastic\nmemory-1 leaders can get\nup to {minus(STOCHASTIC_LIMIT)} (red dots)"
-            )
-            ax.text(0.97, 0.03, text, color=RED, fontsize=7, ha="right", va="bottom", transform=ax.transAxes)
+            text = f"stochastic leaders can get\nup to {minus(STOCHASTIC_LIMIT)} (red dots)"
+            ax.text(0.97, 0.03, text, color=RED, fontsize=7.5, ha="right", va="bottom", transform=ax.transAxes)
     figure.supxlabel("environment steps, all followers' learning included (log scale)", fontsize=9)
     figure.supylabel("leader's return per game step", fontsize=9)
-    entries = [("ES-MD's leader as it is, stochastic", {"color": RED})]
-    entries += [("the same made greedy", {"color": BLACK, "linewidth": 0.8}), optimum_entry()]
-    legend_above(figure, [*entries, ("most that stochastic memory-1 leaders can get, where it is more", limit)], 2)
+    entries = [("ES-MD's leader as it is: stochastic", {"color": RED})]
+    entries += [("the same made greedy: deterministic", {"color": BLACK, "linewidth": 0.8}), optimum_entry()]
+    legend_above(figure, [*entries, ("optimum of stochastic memory-1 leaders, where it is higher", limit)], 2)
     return figure
 
 
@@ -519,7 +526,8 @@ def main(args: Args) -> int:
             print(path)
         except Exception as error:  # a CSV that is cut off or changed trips anywhere; the others can be drawn
             failed = True
-            print(f"{name} is not drawn: {error or type(error).__name__}", file=sys.stderr)
+            csvs = f"{args.results_dir}/{source(name)}*.csv"
+            print(f"{name} is not drawn from {csvs}: {type(error).__name__}: {error}", file=sys.stderr)
         plt.close("all")
     return int(failed)
 

@@ -21,13 +21,15 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
+import submitit
 import tyro
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,10 +43,9 @@ class Args:
     figures: tyro.conf.Positional[tuple[Figure, ...]] = ()
     """figures of the paper to make; es_md: the learning curves of evolution strategies; all: all of them"""
     seeds: int | None = None
-    """seeds of every run: 1, 2, ...; default: 5 in Figures 1 and 8, 3 in Figure 2 and for evolution strategies, and
-    the scripts' own number elsewhere"""
+    """seeds of every run: 1, 2, ...; default: 5 in Figures 1 and 8 (ES-MD 3), 3 in 2, the scripts' own elsewhere"""
     jobs: int | None = None
-    """runs at a time; default: the cores that this process may use, or whatever SLURM gives"""
+    """runs at a time; default: the cores that this process may use, 256 with SLURM"""
     quick: bool = False
     """a small version of the figures, in a minute or two; its CSVs go to RUN_DIR/quick"""
     run_dir: str = "runs/benchmark"
@@ -61,14 +62,16 @@ class Args:
     def __post_init__(self):
         if not self.figures:
             raise ValueError(f"which figure? Choose from {', '.join(get_args(Figure))}")
-        for flag in ("seeds", "jobs", "slurm_minutes"):
-            value = getattr(self, flag)
-            if value is not None and value <= 0:
+        for flag, value in asdict(self).items():
+            if type(value) is int and value <= 0:
                 raise ValueError(f"--{flag.replace('_', '-')} must be positive, got {value}")
         if self.cluster == "slurm" and shutil.which("sbatch") is None:
             raise ValueError("--cluster slurm needs SLURM's sbatch, which is not on this machine")
         if "all" in self.figures:
             self.figures = get_args(Figure)[:-1]
+        if self.jobs is None:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+            self.jobs = 256 if self.cluster == "slurm" else cores
         if self.results_dir is None:
             self.results_dir = f"{self.run_dir}/quick" if self.quick else str(ROOT / "benchmark/results")
 
@@ -83,14 +86,14 @@ QUICK_META_RL = {"follower_timesteps": 5250, "total_timesteps": 10_000, "verific
 QUICK_ATARI = {"follower_timesteps": 200, "total_timesteps": 500, "verification_timesteps": 50}
 QUICK = {
     "stackelberg_ppo_atari_trade": QUICK_ATARI | {"num_envs": 1, "eval_episodes": 1},
-    "hidden_queries": {"total_timesteps": 10_000},
-    "noninvariant_leader": {"total_timesteps": 5200},
+    "hidden_queries": {"follower_timesteps": 5200, "total_timesteps": 10_000},
+    "noninvariant_leader": {"follower_timesteps": 5200, "total_timesteps": 5200},
     "theorem2_divergence": {"num_episodes": 200},
     "ppo_qlearning_matrix": {"total_timesteps": 33_000, "evaluation_followers": 4},
     "stackelberg_dqn_matrix": QUICK_META_RL | {"learning_starts": 1000},
     "stackelberg_pg_matrix": QUICK_META_RL,
     "stackelberg_ppo_matrix": QUICK_META_RL,
-    "es_md_matrix": {"total_timesteps": 1_500_000, "evaluation_followers": 4},
+    "es_md_matrix": {"population": 32, "total_timesteps": 1_500_000, "evaluation_followers": 4},
     "leader_reward_during_learning": {"total_timesteps": 440},
     "continuous_follower": {"total_timesteps": 5500},
     "replay_follower_matrix": {"total_timesteps": 4000, "verification_iterations": 1},
@@ -129,18 +132,15 @@ def runs_of_figures(args: Args) -> dict[str, list[Run]]:
 
     # Figure 3: the authors' learning rates, and PG's largest elsewhere
     rates = {"pg": (0.00005, 0.0002, 0.0008, 0.008, 0.03), "dqn": (0.01,), "es": (0.004, 0.015)}
-    fig3 = [
-        grid(args, "hidden_queries", follower=(follower,), leader=(leader,), learning_rate=rates[leader])
-        for follower in ("exact", "meta")
-        for leader in rates
-    ]
+    followers = {"follower": ("exact", "meta")}
+    fig3 = (grid(args, "hidden_queries", leader=(name,), learning_rate=rates[name], **followers) for name in rates)
     # Figure 6: our learning rate and the paper's, our epsilon and Adam's usual one
     fig6 = {"learning_rate": (0.008, 0.156), "adam_eps": (0.02, 1e-8), "arm": ("reset", "kept")}
     return {
         "fig1": [*ppo, *itertools.chain(*others), *q_learning, *es_md],
         "fig2": grid(args, "stackelberg_ppo_atari_trade", 3, leader=("seller", "buyer"), num_threads=(1,)),
         "fig3": list(itertools.chain(*fig3)),
-        "fig4": grid(args, "noninvariant_leader", follower=("exact", "meta"), arm=("invariant", "noninvariant")),
+        "fig4": grid(args, "noninvariant_leader", arm=("invariant", "noninvariant"), **followers),
         "fig5": grid(args, "leader_reward_during_learning", reward=("withheld", "given")),
         "fig6": grid(args, "continuous_follower", **fig6),
         "fig8": [*ppo, *q_learning],
@@ -151,14 +151,12 @@ def runs_of_figures(args: Args) -> dict[str, list[Run]]:
 
 # ------------------------------------------------------------------------------------------------------------- one run
 def execute(run: Run, run_dir: str) -> None:
-    """Executes a run in this process, which is there for it alone.
-
-    It works in a folder of its own under RUN_DIR/unfinished, which gets the run's name when it is complete. So neither
-    an interruption nor a second process at the same run can leave half a run behind.
-    """
+    """Executes a run in this process, which is there for it alone: in a folder under RUN_DIR/unfinished that gets the
+    run's name when it is complete, so that neither an interruption nor a second process leaves half a run behind."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one,
     if parent := multiprocessing.parent_process():  # which this one does not outlive
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    sys.path[:0] = [str(ROOT), str(ROOT / "ablations")]  # for a task on a cluster, which gets this function alone
     os.makedirs(f"{run_dir}/unfinished", exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f"{run.name}.", dir=f"{run_dir}/unfinished"))
     with open(folder / "log.txt", "wb") as log:  # for all output, that of libraries written in C too
@@ -189,25 +187,21 @@ def end_of_log(run: Run, run_dir: str) -> str:
 
 
 # ------------------------------------------------------------------------------------------------- many runs at a time
-def num_cores() -> int:
-    """Returns how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def run_in_processes(runs: list[Run], args: Args) -> Iterator[tuple[Run, str]]:
+    """Executes runs, some at a time, each in its own process; yields each run and how its process ended.
 
-
-def run_in_processes(runs: list[Run], jobs: int, run_dir: str) -> Iterator[tuple[Run, str]]:
-    """Executes runs, `jobs` at a time, each in its own process; yields each run and how its process ended.
-
-    The processes are forks of one that has imported the libraries, so only the first run waits for them. One that dies
-    (out of memory, say) takes nothing with it, where a pool of processes would break.
+    The processes are forks of one that has imported the libraries. One that dies (out of memory, say) takes nothing
+    with it, where a pool of processes would break.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload("gymnasium pandas torch.distributions torch.utils.tensorboard tqdm tyro".split())
+    libraries = "gymnasium torch.distributions torch.utils.tensorboard tqdm tyro"
+    context.set_forkserver_preload([*libraries.split(), "torch._dynamo"])  # the last is what torch.optim loads later
     waiting, at_work = list(runs), {}
     try:
         while waiting or at_work:
-            while waiting and len(at_work) < jobs:
+            while waiting and len(at_work) < args.jobs:
                 run = waiting.pop(0)
-                process = context.Process(target=execute, args=(run, run_dir), daemon=True)
+                process = context.Process(target=execute, args=(run, args.run_dir), daemon=True)
                 process.start()
                 at_work[process.sentinel] = process, run
             for sentinel in multiprocessing.connection.wait(list(at_work)):
@@ -221,14 +215,11 @@ def run_in_processes(runs: list[Run], jobs: int, run_dir: str) -> Iterator[tuple
 
 def run_on_cluster(runs: list[Run], args: Args) -> Iterator[tuple[Run, str]]:
     """Executes runs through submitit, one task of an array per run; yields each run and where its task's logs are."""
-    import submitit
-
     executor = submitit.AutoExecutor(f"{args.run_dir}/submitit", cluster=args.cluster)
     executor.update_parameters(name="stackelberg", cpus_per_task=1, mem_gb=4, timeout_min=args.slurm_minutes)
-    if args.cluster == "slurm":
-        executor.update_parameters(slurm_partition=args.slurm_partition, slurm_array_parallelism=args.jobs or 256)
+    executor.update_parameters(slurm_partition=args.slurm_partition, slurm_array_parallelism=args.jobs)
     # SLURM has a queue; submitit's local executor has none, and would start everything at once
-    at_a_time = len(runs) if args.cluster == "slurm" else args.jobs or num_cores()
+    at_a_time = len(runs) if args.cluster == "slurm" else args.jobs
     for batch in (runs[i : i + at_a_time] for i in range(0, len(runs), at_a_time)):
         with executor.batch():
             jobs = [executor.submit(execute, run, args.run_dir) for run in batch]
@@ -259,13 +250,9 @@ def thin(curve: pd.DataFrame) -> pd.DataFrame:
 
 
 def trade_curve(folder: Path, leader: str, steps: list[int]) -> pd.DataFrame:
-    """Returns an Atari run's leader training, at `steps`, from its TensorBoard curves; `price` is what the leader
-    commits to."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    events.Reload()
-    tags = {"price": {"seller": "price_offered", "buyer": "price_limit"}[leader], "acceptance": "acceptance_rate"}
+    """Returns an Atari run's leader training from its TensorBoard curves; `price` is what the leader commits to."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    tags = {"price": "price_offered" if leader == "seller" else "price_limit", "acceptance": "acceptance_rate"}
     tags |= {"leader_return": "leader_return", "follower_return": "follower_return"}
     curves = {column: {e.step: e.value for e in events.Scalars(f"charts/{tag}")} for column, tag in tags.items()}
     return pd.DataFrame(curves).loc[steps].rename_axis("step").reset_index()
@@ -297,41 +284,35 @@ def read(figure: str, path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         else:
             curve = thin(pd.DataFrame(run["curve"], columns=["step", "leader_return_greedy", "leader_return"]))
         curves.append(pd.DataFrame(labels, index=curve.index).join(curve))
-        numbers = {name: value for name, value in run.items() if isinstance(value, int | float | None)}
         of_all = {"stackelberg_value": found["stackelberg_value"], "follower_steps": found.get("follower_steps", 0)}
-        row = labels | of_all | numbers
-        ends.append({name: np.nan if value is None else value for name, value in row.items()})
+        numbers = {name: value for name, value in run.items() if isinstance(value, int | float)}
+        never = {name: np.nan for name, value in run.items() if name.startswith("steps_to_converge") and value is None}
+        ends.append(labels | of_all | numbers | never)
     return pd.DataFrame(result["table"]) if figure == "theorem2" else pd.concat(curves), pd.DataFrame(ends)
 
 
 def write_csv(path: str, rows: pd.DataFrame) -> None:
     """Writes a table, numbers with 6 digits, to a file that is never there by half."""
-    numbers = rows.select_dtypes("float").round(9) + 0.0  # no minus before a zero
-    rows = rows.assign(**numbers).convert_dtypes(convert_floating=False)  # whole numbers stay whole beside empty cells
-    rows.to_csv(f"{path}.tmp", index=False, float_format="%.6g")
+    rows = rows.assign(**rows.select_dtypes("float").round(9) + 0.0)  # no minus before a zero
+    rows.convert_dtypes().to_csv(f"{path}.tmp", index=False, float_format="%.6g")  # whole numbers stay whole
     os.replace(f"{path}.tmp", path)
 
 
 def summarise(figure: str, ends: pd.DataFrame) -> pd.DataFrame:
     """Returns a row for each setting: how many runs end at the optimum (and in each way that the script tells apart),
-    and the quartiles of both measures of what matters: the steps to get there, or else the return at the end."""
+    and the medians of both measures of what matters: the steps to get there, or else the return at the end."""
     measures = ["leader_return_greedy", "leader_return"]
     at_optimum = ends[measures].sub(ends["stackelberg_value"], axis=0).abs() <= TOLERANCE
     if "script" in ends:  # Figures 1 and 8: every run says after how many steps
         measures = ["steps_to_converge", "steps_to_converge_exploring"]
         at_optimum = ends[measures].notna()
     ends = ends.assign(at_optimum=at_optimum[measures[0]], at_optimum_exploring=at_optimum[measures[1]])
+    ends[measures] = ends[measures].fillna(np.inf)  # never
     groups = ends.groupby(LABELS[figure], sort=False, dropna=False)
-    summary = groups.size().to_frame("runs").join(groups[list(ends.select_dtypes("bool"))].sum())
-    for measure in measures:
-        for name, share in (("q25", 0.25), ("median", 0.5), ("q75", 0.75)):
-            summary[f"{name}_{measure}"] = groups[measure].agg(quantile, share)
-    return summary.reset_index()
-
-
-def quantile(values: pd.Series, share: float) -> float:
-    """Returns a quantile without interpolation: between a number of steps and never, which is NaN, there is nothing."""
-    return values.sort_values(na_position="last").iloc[int(share * (len(values) - 1) + 0.5)]
+    counts = groups[list(ends.select_dtypes("bool"))].sum()
+    worse = "higher" if "script" in ends else "lower"  # the worse of two in the middle: never and a number have no mean
+    medians = groups[measures].quantile(0.5, interpolation=worse).replace(np.inf, np.nan).add_prefix("median_")
+    return groups.size().to_frame("runs").join([counts, medians]).reset_index()
 
 
 def table(summary: pd.DataFrame) -> str:
@@ -346,11 +327,8 @@ def table(summary: pd.DataFrame) -> str:
 
     rows = summary.assign(cell=[f"{cell(row, '_exploring')}; {cell(row, '')}" for row in summary.to_dict("records")])
     cells = rows.set_index(["env_id", "script"])["cell"].unstack(sort=False, fill_value="").rename(columns=METHODS)
-    lines = [["game", *cells], *cells.reset_index().to_numpy().tolist()]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    padded = ([f"{text:<{width}}" for text, width in zip(line, widths, strict=True)] for line in lines)
-    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
+    lines = [["game (as it explores; greedy)", *cells], ["---"] * (1 + len(cells.columns)), *cells.reset_index().to_numpy()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 # ------------------------------------------------------------------------------------------------------------- the run
@@ -362,11 +340,11 @@ def make_results(figure: str, runs: list[Run], args: Args) -> bool:
             tables.append(read(figure, path))
         except Exception as error:  # a file that is cut off, or from another version of the script, trips anywhere
             left_out = True
-            print(f"{figure}: left out {path}: {type(error).__name__}: {error}", file=sys.stderr)
-            print(f"  to run it anew: rm -r {path.parents[1]}", file=sys.stderr)
+            print(f"{figure}: left out {path} ({error!r}); to run it anew: rm -r {path.parents[1]}", file=sys.stderr)
     if tables:
         points, ends = (pd.concat(parts) for parts in zip(*tables, strict=True))
-        summary, prefix = summarise(figure, ends), f"{args.results_dir}/{'fig1_es_md' if figure == 'es_md' else figure}"
+        summary = summarise(figure, ends)
+        prefix = f"{args.results_dir}/{'fig1_es_md' if figure == 'es_md' else figure}"
         write_csv(f"{prefix}.csv", points)
         write_csv(f"{prefix}_summary.csv", summary)
         if figure != "theorem2":  # thousands, whose counts are in its first table
@@ -396,30 +374,25 @@ def main(args: Args) -> int:
     for script in dict.fromkeys(run.script for run in runs):
         digests = [path.read_text() for path in Path(args.run_dir).glob(f"{script}__*/source.sha256")]
         if older := sum(was != digest(script) for was in digests):
-            where = f"{args.run_dir}/{script}__*"
-            print(f"note: {older} of them are from another version of {script}.py; to run them anew: rm -r {where}")
-
-    jobs, failed = args.jobs or num_cores(), 0
-    started = run_on_cluster(missing, args) if args.cluster else run_in_processes(missing, jobs, args.run_dir)
-    with tqdm(desc="runs", initial=len(runs) - len(missing), total=len(runs), disable=None) as bar:
-        try:
+            print(f"note: {older} are from another version of {script}.py; anew: rm -r {args.run_dir}/{script}__*")
+    started, failed = run_on_cluster(missing, args) if args.cluster else run_in_processes(missing, args), 0
+    try:
+        with tqdm(desc="runs", initial=len(runs) - len(missing), total=len(runs), disable=None) as bar:
             for run, how_it_ended in started:
                 if result_of(run, args.run_dir) is None:
                     failed += 1
                     text = f"failed: {run.script}.py {run.flags} ({how_it_ended})\n{end_of_log(run, args.run_dir)}"
                     tqdm.write(text, file=sys.stderr)
                 bar.update()
-        except KeyboardInterrupt:
-            started.close()
-            bar.close()
-            done = sum(result_of(run, args.run_dir) is not None for run in runs)
-            print(f"interrupted: {done} of {len(runs)} runs are finished and kept; the same command goes on from there")
-            return 130
+    except KeyboardInterrupt:
+        started.close()
+        done = sum(result_of(run, args.run_dir) is not None for run in runs)
+        print(f"interrupted: {done} of {len(runs)} runs are finished and kept; the same command goes on from there")
+        return 130
 
     left_out = [make_results(figure, of_figure, args) for figure, of_figure in figures.items()]
     if failed:
         print(f"\n{failed} of {len(runs)} runs failed (see above) and are not in the results", file=sys.stderr)
-    lock.close()
     return 1 if failed or any(left_out) else 0
 
 

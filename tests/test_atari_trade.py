@@ -2,14 +2,15 @@
 
 import csv
 import importlib
-import importlib.util
-import inspect
 import json
+import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 
@@ -17,22 +18,25 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import tyro
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_matrix_cli import wandb_records
+from test_shared_blocks import blocks_of
+
+atari = importlib.import_module("stackelberg_ppo_atari_trade")
 
 ROOT = Path(__file__).parent.parent
-SCRIPT = ROOT / "stackelberg_ppo_atari_trade.py"
 CHECKPOINTS = ROOT / "benchmark/checkpoints"
-spec = importlib.util.spec_from_file_location("atari_trade", SCRIPT)
-atari = importlib.util.module_from_spec(spec)
-sys.modules["atari_trade"] = atari
-spec.loader.exec_module(atari)
 NAMES = ("seller", "buyer")
 SELLER, BUYER, GAME, QUERY, TRADE = atari.SELLER, atari.BUYER, atari.GAME, atari.QUERY, atari.TRADE
-TINY = (
-    "--num-envs 4 --minibatch-size 128 --gameplay-timesteps 2000 --follower-timesteps 1600 --total-timesteps 3200 "
-    "--verification-timesteps 800 --eval-episodes 4"
-).split()
+
+# a run of seconds: short episodes, a few updates in every stage
+TINY = "--num-envs 2 --num-threads 1 --max-steps 120 --bullet-interval 4 20 --gameplay-timesteps 800"
+TINY += " --follower-timesteps 800 --total-timesteps 1600 --verification-timesteps 500 --eval-episodes 2"
+TINY = TINY.split()
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -181,8 +185,8 @@ def test_generalized_advantages_are_the_sum_of_discounted_errors():
 
 
 def test_gameplay_learns_to_aim():
-    """The first 18,000 decisions: from a bit more than half of the shots to three in four, in the mean of 3 updates."""
-    args = atari.Args(num_threads=1, gameplay_timesteps=18_000)
+    """The first 13,000 decisions: from a bit more than half of the shots to over 70 %, in the mean of 4 updates."""
+    args = atari.Args(num_threads=1, num_envs=8, gameplay_timesteps=13_000)
     torch.manual_seed(1)
     agent, hits, done = atari.Gameplay(), [], 0
     emulators = atari.Emulators(args, **atari.GAMEPLAY_EPISODES)
@@ -192,7 +196,7 @@ def test_gameplay_learns_to_aim():
         steps, scalars = atari.update_gameplay(args, agent, emulators, optimizer, seeds, 1.0)
         done += steps
         hits.append(scalars["charts/hits_per_shot"])
-    assert np.mean(hits[-3:]) > 0.72 > 0.65 > np.mean(hits[:2])
+    assert np.mean(hits[-4:]) > 0.7 > 0.63 > np.mean(hits[:2])
 
 
 @pytest.mark.parametrize("leader", [SELLER, BUYER])
@@ -309,149 +313,278 @@ def test_meta_follower_learns_the_best_response_to_every_price(learner, seed):
                 assert (answer == price).all() if price else (answer > 0).all(), price
 
 
-def run_main(monkeypatch, tmp_path, *flags):
-    tmp_path.mkdir(exist_ok=True)
-    monkeypatch.chdir(tmp_path)  # the default of --run-dir is "runs"
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, flags)])
-    atari.main(atari.parse_args())
+def parse(*flags):
+    """Returns the Args of a command line, as the script's last lines do."""
+    flags = [*map(str, flags)]
+    defaults, _ = tyro.cli(atari.stored_flags, args=flags, add_help=False, return_unknown_args=True)
+    return tyro.cli(atari.Args, args=flags, default=defaults, description=atari.__doc__)
 
 
-def wrong_gameplay(path):
-    weights = atari.Gameplay().state_dict()
-    weights["actor.weight"] = weights["actor.weight"][:, :7]
-    torch.save({"gameplay": weights}, path)
-    return path
+@pytest.fixture
+def run(tmp_path, capsys):
+    """Runs the script in this process: returns its result, its folder and what it printed."""
+
+    def run(*flags):
+        result = atari.main(parse("--run-dir", tmp_path / "runs", *flags))
+        printed = capsys.readouterr().out
+        return result, Path(printed.split("result  ")[1].strip()).parent, printed
+
+    return run
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--leader", "nobody"], "nobody"),
-        (["--no-such-flag"], "no-such-flag"),
-        (["--exp-name", "a/b"], "--exp-name is part"),
-        (["--stage", "evaluate", "--trade-checkpoint", "GAMEPLAY"], "--trade-checkpoint"),
-        (["--trade-checkpoint", "MODEL", "--stage", "evaluate", "--gameplay-checkpoint", "UNTRAINED"], "with another"),
-        (["--num-envs", "0"], "--num-envs must be"),
-        (["--gamma", "1.5"], "--gamma must be"),
-        (["--learning-rate", "nan"], "--learning-rate must be"),
-        (["--total-timesteps", "10"], "--total-timesteps must exceed"),
-        (["--max-steps", "50"], "--max-steps is too small"),
-        (["--gameplay-checkpoint", "nowhere.pt"], "nowhere.pt: No such file"),
-        (["--gameplay-checkpoint", str(SCRIPT)], "is not from this script"),
-        (["--gameplay-checkpoint", "OTHER"], "other shapes"),
-        (["--stage", "evaluate"], "needs --trade-checkpoint"),
-        (["--resume", "nowhere"], "checkpoint.pt: No such file"),
-        (["--resume", "nowhere", "--seed", "2"], "drop --seed"),
-        (["NO EMULATOR"], "pip install multi-agent-ale-py"),
-        (["--resume", "OTHER RUN"], "is not from this script"),
-        (["NO ROM"], "pip install --force-reinstall ale-py"),
-    ],
-)
-def test_wrong_input_is_one_line_and_writes_nothing(monkeypatch, capsys, tmp_path, flags, message):
-    if flags == ["NO EMULATOR"]:
-        monkeypatch.setattr(atari, "ALEInterface", None)
-        flags = []
-    elif flags == ["NO ROM"]:
-        monkeypatch.setattr(atari, "get_rom_path", lambda name: None)
-        flags = []
-    torch.save({"gameplay": atari.Gameplay().state_dict()}, tmp_path / "untrained.pt")
-    (tmp_path / "other").mkdir()
-    torch.save({"weights": 1}, tmp_path / "other/checkpoint.pt")
-    files = {"OTHER": wrong_gameplay(tmp_path / "other.pt"), "UNTRAINED": tmp_path / "untrained.pt"}
-    files["OTHER RUN"] = tmp_path / "other"
-    files |= {"GAMEPLAY": atari.Args.gameplay_checkpoint, "MODEL": CHECKPOINTS / "atari_trade_seller_1.pt"}
-    flags = [files.get(flag, flag) for flag in flags]
-    with pytest.raises(SystemExit) as stop:
-        run_main(monkeypatch, tmp_path, *flags)
-    out, err = capsys.readouterr()
-    assert stop.value.code == 2 and err.count("\n") == 1 and message in err and not out
-    assert not (tmp_path / "runs").exists()
+def interrupted_run(folder, flags, **changes):
+    """Writes what an interrupted run with these flags leaves, with some changes; returns its folder."""
+    folder.mkdir()
+    (folder / "lock").touch()
+    state = {"args": asdict(flags), "fingerprint": atari.fingerprint(flags), "stages": {}}
+    torch.save({**state, "global_step": 0, "seconds": 0.0, "curve": [], **changes}, folder / "checkpoint.pt")
+    return folder
 
 
-def test_help_names_every_flag(capsys):
-    with pytest.raises(SystemExit) as stop:
-        atari.parse_args(["--help"])
-    shown = capsys.readouterr().out
-    assert stop.value.code == 0
-    assert all(f"--{name.replace('_', '-')}" in shown for name in vars(atari.Args()))
+def wrong_inputs(tmp_path):
+    """name: flags, and words that the error must hold."""
+    (tmp_path / "no_model.pt").write_text("no model")
+    gameplay = atari.Gameplay().state_dict()
+    torch.save({"gameplay": gameplay}, tmp_path / "untrained.pt")
+    torch.save({"gameplay": gameplay | {"actor.bias": torch.full((6,), np.nan)}}, tmp_path / "game_of_nans.pt")
+    torch.save({"gameplay": gameplay | {"actor.bias": torch.zeros(7)}}, tmp_path / "shape.pt")
+    model = torch.load(CHECKPOINTS / "atari_trade_seller_1.pt", weights_only=True)
+    torch.save(model, tmp_path / "model.pt")
+    torch.save(model | {"who_leads": "nobody"}, tmp_path / "tampered.pt")
+    nans = model["follower"] | {"actor.bias": torch.full((5,), np.nan)}
+    torch.save(model | {"follower": nans}, tmp_path / "nans.pt")
+    for missing in ("who_leads", "gameplay_bias", "leader"):
+        torch.save({key: value for key, value in model.items() if key != missing}, tmp_path / f"no_{missing}.pt")
 
+    def trades(name, *flags):
+        return ["--stage", "evaluate", "--trade-checkpoint", tmp_path / f"{name}.pt", *flags]
 
-def command(run_dir, *flags):
-    return [sys.executable, str(SCRIPT), *map(str, flags), *(["--run-dir", str(run_dir)] if run_dir else [])]
-
-
-def only(run_dir):
-    (directory,) = Path(run_dir).iterdir()
-    return directory
-
-
-def test_killed_three_times_and_resumed_ends_with_the_same_bits(tmp_path):
-    """All three stages and the verification, from nothing."""
-    flags = ["--stage", "all", "--leader", "buyer", "--save-model", *TINY]
-    start = time.time()
-    subprocess.run(command(tmp_path / "whole", *flags), check=True, capture_output=True)
-    duration = time.time() - start
-    chance, kills = random.Random(0), 0
-    process = subprocess.Popen(command(tmp_path / "killed", *flags), stderr=subprocess.DEVNULL)
-    while kills < 3:
-        # A process must live long enough to get past its imports, and to save something new.
-        while not list((tmp_path / "killed").glob("*/checkpoint.pt")):
-            time.sleep(0.05)
-        before = (only(tmp_path / "killed") / "checkpoint.pt").stat().st_mtime_ns
-        deadline = time.time() + duration
-        while time.time() < deadline and process.poll() is None:
-            path = only(tmp_path / "killed") / "checkpoint.pt"
-            if not path.exists() or path.stat().st_mtime_ns != before:
-                break
-            time.sleep(0.01)
-        time.sleep(chance.uniform(0, 0.15 * duration))
-        if process.poll() is not None:
-            break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        kills += 1
-        process = subprocess.Popen(command(None, "--resume", only(tmp_path / "killed")), stderr=subprocess.DEVNULL)
-    assert process.wait() == 0 and kills == 3
-    whole, killed = only(tmp_path / "whole"), only(tmp_path / "killed")
-    a, b = (torch.load(d / "model.pt") for d in (whole, killed))
-    assert a.keys() == b.keys() == {"gameplay", "follower", "leader", "verification", "who_leads", "gameplay_bias"}
-    for stage in atari.STAGES[:4]:
-        assert a[stage].keys() == b[stage].keys()
-        assert all(torch.equal(a[stage][name], b[stage][name]) for name in a[stage])
-    results = [json.loads((d / "result.json").read_text()) for d in (whole, killed)]
-    for result in results:
-        for name in ("args", "wall_seconds", "steps_per_second"):
-            del result[name]
-    assert results[0] == results[1]
-    assert {p.name.split(".")[0] for p in killed.iterdir()} == {"events", "model", "result"}
-
-
-def test_short_run_of_the_trade_stages_with_a_video(monkeypatch, capsys, tmp_path):
-    torch.save({"gameplay": atari.Gameplay().state_dict()}, tmp_path / "gameplay.pt")
-    flags = [*TINY, "--leader", "seller", "--gameplay-checkpoint", tmp_path / "gameplay.pt", "--save-model"]
-    run_main(monkeypatch, tmp_path, *flags, "--capture-video")
-    directory = only(tmp_path / "runs")
-    result = json.loads((directory / "result.json").read_text())
-    assert result["stackelberg_value"] - result["leader_return"] == pytest.approx(result["leader_regret"])
-    assert len(result["best_responses"]) == 5 and result["curve"] and "verification_gain" in result
-    assert (directory / "episode.gif").read_bytes()[:3] == b"GIF"
-    assert "seller as leader" in capsys.readouterr().out
-    # What it saved is evaluated to the same numbers.
-    saved = ["--trade-checkpoint", directory / "model.pt", "--gameplay-checkpoint", tmp_path / "gameplay.pt"]
-    run_main(monkeypatch, tmp_path / "again", "--stage", "evaluate", *saved, *TINY)
-    again = json.loads((only(tmp_path / "again/runs") / "result.json").read_text())
-    assert {k: again[k] for k in ("leader_return", "best_responses", "verification_gain")} == {
-        k: result[k] for k in ("leader_return", "best_responses", "verification_gain")
+    buyer = parse("--leader", "buyer", "--num-envs", 4)
+    older = {flag: value for flag, value in asdict(buyer).items() if flag != "clip_coef"}
+    changes = {"buyer": {}, "taken": {}, "odd": {"args": 5}}
+    changes |= {"older": {"args": older, "fingerprint": "of the older script"}}
+    changes |= {"other": {"args": {"leader": "nobody"}, "fingerprint": "of a script with other leaders"}}
+    runs = {name: interrupted_run(tmp_path / name, buyer, **changed) for name, changed in changes.items()}
+    for name in ("corrupt", "foreign", "unmarked"):
+        runs[name] = interrupted_run(tmp_path / name, buyer)
+    (runs["corrupt"] / "checkpoint.pt").write_bytes((runs["buyer"] / "checkpoint.pt").read_bytes()[:300])
+    torch.save({"weights": 1}, runs["foreign"] / "checkpoint.pt")
+    torch.save({"args": older, "stages": {}, "global_step": 0}, runs["unmarked"] / "checkpoint.pt")
+    return {
+        "unknown leader": (["--leader", "nobody"], "nobody"),
+        "unknown flag": (["--leaning-rate", 1], "Perhaps you meant"),
+        "no emulators": (["--num-envs", 0], "--num-envs must be positive, got 0"),
+        "NaN": (["--learning-rate", "nan"], "--learning-rate must be positive, got nan"),
+        "negative seed": (["--seed", -1], "--seed must be positive"),
+        "no leader's steps": (["--total-timesteps", 120_000], "--total-timesteps must exceed"),
+        "intervals in disorder": (["--bullet-interval", 9, 8], "--bullet-interval must be"),
+        "bullets too late": (["--max-steps", 200], "let all bullets come in time"),
+        "no game": (["--gameplay-checkpoint", "nowhere.pt"], "No such file"),
+        "a game that is none": (["--gameplay-checkpoint", tmp_path / "no_model.pt"], "does not fit"),
+        "a game of other shapes": (["--gameplay-checkpoint", tmp_path / "shape.pt"], "does not fit: Error(s)"),
+        "a game of NaNs": (["--gameplay-checkpoint", tmp_path / "game_of_nans.pt"], "its gameplay has weights that"),
+        "no trades": (["--stage", "evaluate"], "needs --trade-checkpoint"),
+        "missing trades": (trades("nowhere"), "No such file"),
+        "corrupt trades": (trades("no_model"), "does not fit"),
+        "a game for trades": (trades("untrained"), "does not fit: 'follower'"),
+        "trades of NaNs": (trades("nans"), "its follower has weights that are not finite"),
+        "tampered who_leads": (trades("tampered"), "who leads: 'nobody'"),
+        "missing who_leads": (trades("no_who_leads"), "does not fit: 'who_leads'"),
+        "missing gameplay_bias": (trades("no_gameplay_bias"), "does not fit: 'gameplay_bias'"),
+        "missing leader": (trades("no_leader"), "does not fit: 'leader'"),
+        "another game": (trades("model", "--gameplay-checkpoint", tmp_path / "untrained.pt"), "another gameplay"),
+        "no run": (["--resume", "nowhere"], "No such file"),
+        "no folder": (["--resume", ""], "cannot resume ''"),
+        "no folder at all": (["--resume"], "--resume"),
+        "corrupt run": (["--resume", runs["corrupt"]], "cannot resume"),
+        "run of another script": (["--resume", runs["other"]], "has changed"),
+        "odd run": (["--resume", runs["odd"]], "cannot resume"),
+        "foreign run": (["--resume", runs["foreign"]], "cannot resume"),
+        "another leader": (["--resume", runs["buyer"], "--leader", "seller"], "--leader is 'buyer' in that run, not"),
+        "another default": (["--num-envs", 16, "--resume", runs["buyer"]], "--num-envs is 4 in that run, not 16"),
+        "run of an older script": (["--resume", runs["older"]], "the script or its gameplay checkpoint has changed"),
+        "run without fingerprint": (["--resume", runs["unmarked"]], "has changed"),
+        "run at work": (["--resume", runs["taken"]], "another process is at work on it"),
     }
 
 
+@pytest.mark.filterwarnings("ignore:The field `leader` is annotated")
+def test_wrong_input_ends_in_tyros_box_and_nothing_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    cases = wrong_inputs(tmp_path)
+    held = atari.lock(tmp_path / "taken")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    for name, (flags, words) in cases.items():
+        with pytest.raises(SystemExit) as error:
+            parse(*flags)
+        printed = capsys.readouterr()
+        text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", printed.err).split())
+        assert error.value.code == 2 and printed.out == "", name
+        assert words in text and "Traceback" not in text, (name, text)
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before, name
+    held.close()
+    # those that were refused are in order but for what was said
+    for flags in (["--resume", "taken"], ["--resume", "buyer"], ["--resume", "buyer", "--leader", "buyer"]):
+        args = parse(*flags)
+        assert (args.leader, args.num_envs, args.resume) == ("buyer", 4, flags[1])
+        args.lock.close()
+    assert parse("--stage", "evaluate", "--trade-checkpoint", "model.pt", "--leader", "buyer").leader == "seller"
+
+
+def test_a_run_is_not_resumed_with_another_gameplay_network(tmp_path, capsys):
+    gameplay = tmp_path / "gameplay.pt"
+    torch.save({"gameplay": atari.Gameplay().state_dict()}, gameplay)
+    folder = interrupted_run(tmp_path / "run", parse("--gameplay-checkpoint", gameplay))
+    parse("--resume", folder).lock.close()
+    torch.save({"gameplay": atari.Gameplay().state_dict() | {"actor.bias": torch.ones(6)}}, gameplay)
+    with pytest.raises(SystemExit):
+        parse("--resume", folder)
+    assert "checkpoint has changed" in " ".join(re.sub("│", " ", capsys.readouterr().err).split())
+
+
+def test_help_explains_every_flag(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse("--help")
+    _, _, options = capsys.readouterr().out.partition("show this help")
+    text = " ".join(re.sub(r"[^\w\s(){}\[\]:;,.'=/-]", " ", options).split())
+    assert stop.value.code == 0
+    for field in fields(atari.Args):
+        start = re.search(rf"--{field.name.replace('_', '-')}[ ,]", text).start()
+        assert re.search(r"[a-z]{3,} [a-z]{2,}.*\(default: ", text[start : start + 900]), field.name
+
+
+@pytest.mark.parametrize("flag", ["--learning-rate", "--gameplay-learning-rate"])
+def test_a_diverged_run_says_what_to_lower_and_leaves_no_result(flag, run, tmp_path):
+    with pytest.raises(SystemExit, match=f"the training diverged: lower {flag}"):
+        run(*TINY, "--stage", "trade" if flag == "--learning-rate" else "gameplay", flag, 1e30)
+    assert list(tmp_path.glob("runs/*/events*")) and not list(tmp_path.glob("runs/*/result.json*"))
+
+
+def command(*flags):
+    return [sys.executable, atari.__file__, *map(str, flags)]
+
+
+def test_killed_three_times_and_resumed_ends_with_the_same_bits(run, tmp_path, capsys):
+    """All three stages and the verification, from nothing. While a process is at work, a second one is refused."""
+    flags = [*TINY, "--stage", "all", "--leader", "buyer", "--save-model"]
+    expected, whole, _ = run(*flags)
+    chance = random.Random(0)
+    process = subprocess.Popen(command(*flags, "--run-dir", tmp_path / "killed"), stderr=subprocess.DEVNULL)
+    checkpoints, saved = [], None
+    for _ in range(3):
+        while not checkpoints or checkpoints[0].stat().st_mtime_ns == saved:  # until it has learned something new
+            assert process.poll() is None
+            time.sleep(0.01)
+            checkpoints = list(tmp_path.glob("killed/*/checkpoint.pt"))
+        with pytest.raises(SystemExit):
+            parse("--resume", checkpoints[0].parent)
+        assert "another process is at work on it" in " ".join(re.sub("│", " ", capsys.readouterr().err).split())
+        time.sleep(chance.uniform(0, 0.2))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        saved = checkpoints[0].stat().st_mtime_ns
+        process = subprocess.Popen(command("--resume", checkpoints[0].parent), stderr=subprocess.DEVNULL)
+    assert process.wait() == 0
+    killed = checkpoints[0].parent
+    models = [torch.load(folder / "model.pt", weights_only=True) for folder in (whole, killed)]
+    stages = ("gameplay", "follower", "leader", "verification")
+    assert models[0].keys() == models[1].keys() == {*stages, "who_leads", "gameplay_bias"}
+    for stage in stages:
+        assert models[0][stage].keys() == models[1][stage].keys()
+        assert all(torch.equal(models[0][stage][name], models[1][stage][name]) for name in models[0][stage])
+    result = json.loads((killed / "result.json").read_text())
+    differ = {key for key in result if result[key] != expected[key]}
+    assert result.keys() == expected.keys() and differ <= {"args", "wall_seconds", "steps_per_second"}
+    assert {path.name.split(".")[0] for path in killed.iterdir()} == {"events", "model", "result"}
+    curves = [scalars(folder) for folder in (whole, killed)]
+    assert all(curves[0][tag] == curves[1][tag] for tag in curves[0] if tag != "charts/SPS")
+
+
+def scalars(folder):
+    """{tag: [(step, value), ...]} of a run's event files, as TensorBoard shows them."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_a_run_of_the_trades_and_what_it_writes(run, tmp_path):
+    torch.save({"gameplay": atari.Gameplay().state_dict()}, tmp_path / "gameplay.pt")
+    flags = [*TINY, "--num-envs", 1, "--eval-episodes", 1, "--gameplay-checkpoint", tmp_path / "gameplay.pt"]
+    steps = ["--follower-timesteps", 100, "--total-timesteps", 1600, "--verification-timesteps", 100]
+    result, folder, printed = run(*flags, *steps, "--save-model")
+    assert json.loads((folder / "result.json").read_text()) == json.loads(json.dumps(result))
+    assert re.fullmatch(r"space_invaders_trade__stackelberg_ppo_atari_trade__1__\d+", folder.name)
+    assert {path.name.split(".")[0] for path in folder.iterdir()} == {"events", "model", "result"}
+    assert {path.name for path in tmp_path.iterdir()} == {"gameplay.pt", "runs"}
+    assert result["args"] == asdict(parse("--run-dir", tmp_path / "runs", *flags, *steps, "--save-model"))
+
+    # both measures of the leader: as it explores, in every update; greedy, after the training
+    curve = result["curve"]
+    exploring = [value for _, _, value in curve]
+    assert len(curve) > 10 and {greedy for _, greedy, _ in curve} == {None}
+    assert result["leader_return"] == pytest.approx(np.mean(exploring[-int(np.ceil(len(curve) / 10)) :]))
+    assert result["leader_return"] != pytest.approx(result["leader_return_greedy"])
+    assert result["leader_regret"] == result["stackelberg_value"] - result["leader_return_greedy"]
+    assert len(result["best_responses"]) == 5 and result["verification_gain_error"] >= 0
+    charts = scalars(folder)
+    assert charts["charts/leader_return"] == [(step, pytest.approx(value)) for step, _, value in curve]
+    for name in "leader_return_greedy follower_return_greedy stackelberg_value leader_regret follower_regret".split():
+        assert charts[f"charts/{name}"] == [(result["global_step"], pytest.approx(result[name], abs=1e-6))]
+    assert all(tag.startswith(("charts/", "losses/")) for tag in charts)
+    assert result["steps_per_second"] == pytest.approx(result["global_step"] / result["wall_seconds"])
+    assert re.search("^(a|NOT a) Stackelberg equilibrium with the seller as leader$", printed, re.MULTILINE)
+    for name, words in (("leader_return_greedy", "per episode, greedy"), ("leader_return", "as it explores")):
+        assert f"{result[name]:.2f} {words}" in printed
+
+    # What it saved is evaluated to the same numbers, and filmed.
+    saved = ["--stage", "evaluate", "--trade-checkpoint", folder / "model.pt", "--capture-video"]
+    again, folder, _ = run(*flags, *saved)
+    trained = {"args", "curve", "leader_return", "global_step", "wall_seconds", "steps_per_second"}
+    assert again["leader_return"] is None and again["curve"] == [] and again["global_step"] == 0
+    assert {key for key in result if again[key] != result[key]} <= trained
+    with Image.open(folder / "episode.gif") as video:
+        assert video.size == (520, 420) and video.n_frames > 30
+
+
+FOUND = {
+    "args": {"leader": "seller"},
+    "optimal_leader_price": 0.75,
+    "leader_prices": {"0.75": 0.95},
+    "acceptance_rate": 0.95,
+    "best_responses": [{"leader_price": x / 4, "acceptance_rate": x < 4, "best_response_rate": 0.95} for x in range(5)],
+    "verification_gain": 0.02,
+    "verification_gain_error": 0.01,
+    "leader_return": 3.5,
+    "leader_return_greedy": 3.7,
+    "follower_return_greedy": 1.2,
+    "stackelberg_value": 3.75,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({}, "a Stackelberg equilibrium with the seller as leader"),
+        ({"leader_prices": {"0.5": 0.06, "0.75": 0.94}}, "NOT a Stackelberg"),
+        ({"acceptance_rate": 0.94}, "NOT a Stackelberg"),
+        ({"best_responses": [{**FOUND["best_responses"][0], "best_response_rate": 0.94}]}, "NOT a Stackelberg"),
+        ({"verification_gain": 0.021}, "NOT a Stackelberg"),
+        ({"leader_return": None}, "3.70 per episode, greedy\n"),
+    ],
+)
+def test_what_is_called_an_equilibrium(change, words, capsys):
+    atari.print_equilibrium({**FOUND, **change})
+    printed = capsys.readouterr().out
+    assert words in printed and ("\nNOT" in printed) == words.startswith("NOT")
+    assert "the optimum of leaders with one price for all trades" in printed
+
+
 @pytest.mark.parametrize("seed", [1, 2, 3])
-@pytest.mark.parametrize("leader", ["seller", "buyer"])
-def test_committed_models_are_equilibria(monkeypatch, tmp_path, leader, seed):
+@pytest.mark.parametrize("leader", NAMES)
+def test_committed_models_are_equilibria(run, leader, seed):
     model = CHECKPOINTS / f"atari_trade_{leader}_{seed}.pt"
     few = ["--eval-episodes", 4, "--num-envs", 4, "--num-threads", 1, "--seed", 1000 + seed]
-    run_main(monkeypatch, tmp_path, "--stage", "evaluate", "--trade-checkpoint", model, *few)
-    result = json.loads((only(tmp_path / "runs") / "result.json").read_text())
+    result, _, _ = run("--stage", "evaluate", "--trade-checkpoint", model, *few)
     assert result["args"]["leader"] == leader
     assert result["leader_prices"]["0.75" if leader == "seller" else "0.25"] >= 0.95
     assert result["acceptance_rate"] >= 0.95 and result["verification_gain"] <= 2 * result["verification_gain_error"]
@@ -462,52 +595,62 @@ def test_committed_models_are_equilibria(monkeypatch, tmp_path, leader, seed):
         assert row["acceptance_rate"] == trades
 
 
-def test_wandb_offline(monkeypatch, tmp_path):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    few = ["--eval-episodes", 1, "--num-envs", 1, "--num-threads", 1]
-    model = CHECKPOINTS / "atari_trade_seller_1.pt"
-    run_main(monkeypatch, tmp_path, "--stage", "evaluate", "--trade-checkpoint", model, *few, "--track")
-    assert list(only(tmp_path / "runs").glob("wandb/offline-run-*/*.wandb"))
-    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
-
-
-def test_two_runs_of_one_second_have_two_folders(monkeypatch, tmp_path):
-    monkeypatch.setattr(atari.time, "time", lambda: 1e9)
-    args = atari.Args(run_dir=str(tmp_path))
-    assert len({atari.make_folder(args) for _ in range(3)}) == 3
+def test_wandb_records_every_point_once(tmp_path):
+    """An offline run holds each point of the event file once; the run's own folder holds none of W&B's files."""
+    environment = os.environ | {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    flags = [*TINY, "--num-envs", 1, "--eval-episodes", 1, "--track"]
+    flags += ["--follower-timesteps", 500, "--total-timesteps", 900, "--verification-timesteps", 100]
+    subprocess.run(command(*flags), cwd=tmp_path, env=environment, check=True, capture_output=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]  # the default of --run-dir
+    (folder,) = [path for path in tmp_path.glob("runs/*") if path.name != "wandb"]
+    assert {path.name.split(".")[0] for path in folder.iterdir()} == {"events", "result"}
+    points = sum(map(len, scalars(folder).values()))
+    names = []
+    for record in wandb_records(next(tmp_path.glob("runs/wandb/offline-run-*/*.wandb"))):
+        names += [item.key or "/".join(item.nested_key) for item in record.history.item]
+    assert points > 60 and sum("charts/" in name or "losses/" in name for name in names) == points
 
 
 def test_what_every_script_has_is_written_in_the_same_words():
-    matrix = importlib.import_module("stackelberg_ppo_matrix")
-    for name in ("fail", "parse_args", "write_atomically"):
-        assert inspect.getsource(getattr(atari, name)) == inspect.getsource(getattr(matrix, name))
+    matrix, own = (blocks_of((ROOT / f"{name}.py").read_text()) for name in ("stackelberg_ppo_matrix", atari.__name__))
+    for flag in ("exp_name", "seed", "track", "wandb_project_name", "wandb_entity", "run_dir"):
+        assert own[f"Args.{flag}"].strip() == matrix[f"Args.{flag}"].strip(), flag
+    # the check of all numbers, but for those that may be 0; the curves; the result
+    shared = {
+        "Args.__post_init__": ("for flag, value in asdict", "must be positive"),
+        "start_run": ("writer.add_text", "writer.add_custom_scalars"),
+        "finish": ("with open", "os.replace"),
+    }
+    for block, (first, last) in shared.items():
+        texts = [re.search(rf"[^\n]*{first}.*{last}[^\n]*", blocks[block], re.DOTALL) for blocks in (matrix, own)]
+        assert texts[0].group() == texts[1].group()
 
 
-def test_gameplay_stage_saves_weights_that_load(monkeypatch, tmp_path):
-    run_main(monkeypatch, tmp_path, "--stage", "gameplay", *TINY)
-    directory = only(tmp_path / "runs")
-    weights = torch.load(directory / "model.pt")["gameplay"]
+def test_gameplay_stage_saves_weights_that_load(run):
+    result, folder, printed = run("--stage", "gameplay", *TINY)
+    weights = torch.load(folder / "model.pt", weights_only=True)["gameplay"]
     atari.Gameplay().load_state_dict(weights)
-    result = json.loads((directory / "result.json").read_text())
-    assert 0 < result["bullet_values"][SELLER] <= 0.1 + 1e-6 and (directory / "model.pt").stat().st_size < 8_000_000
+    parse("--gameplay-checkpoint", folder / "model.pt")
+    assert 0 <= result["bullet_values"][SELLER] <= 0.1 + 1e-6 and (folder / "model.pt").stat().st_size < 8_000_000
+    assert f"value of a bullet  {result['bullet_values'][SELLER]:.3f} to the seller" in printed
 
 
 @pytest.fixture(scope="module")
 def results():
     """One row per committed model, as `benchmark/run.py fig2` wrote it."""
     with open(ROOT / "benchmark/results/fig2_runs.csv") as file:
-        return list(csv.DictReader(file))
+        # a table from before there were two measures has the greedy one alone
+        return [{"leader_return_greedy": row["leader_return"]} | row for row in csv.DictReader(file)]
 
 
 def test_readme_has_the_table_of_the_results(results):
-    readme = (ROOT / "README.md").read_text()
+    readme = "\n".join(path.read_text() for path in (ROOT / "README.md", *ROOT.glob("benchmark/README.md")))
     for row in results:
         number = {name: f"{float(value):.3f}" for name, value in row.items() if name != "leader"}
         values = " / ".join(f"{number[f'{p}_bullet_value']} ± {number[f'{p}_bullet_value_error']}" for p in NAMES)
         cells = [row["leader"], row["seed"], f"{float(row['optimal_leader_price']):.2f}"]
         cells += [f"{float(row[rate]):.0%}" for rate in ("share_at_optimum", "acceptance_rate")]
-        cells += [f"{float(row['leader_return']):.2f} ({float(row['stackelberg_value']):.2f})", values]
+        cells += [f"{float(row['leader_return_greedy']):.2f} ({float(row['stackelberg_value']):.2f})", values]
         cells += [f"{number['buyer_hits_per_shot']} / {number['buyer_hits_per_bullet']}"]
         cells += [f"{row['best_responses_at_5_prices']} of 5"]
         cells += [f"{number['verification_gain']} ± {number['verification_gain_error']}"]
@@ -524,5 +667,5 @@ def test_the_results_are_the_papers_equilibria(results):
         assert row["buyer_hits_per_bullet"] >= 0.9 and row["best_responses_at_5_prices"] == 5
         assert row["verification_gain"] <= 2 * row["verification_gain_error"]
         optimum = 3.75 if name == "seller" else 5 * (row["buyer_bullet_value"] - 0.25)
-        assert row["leader_return"] >= (3.5 if name == "seller" else 0.9 * optimum)
+        assert row["leader_return_greedy"] >= (3.5 if name == "seller" else 0.9 * optimum)
         assert row["stackelberg_value"] == pytest.approx(optimum, abs=1e-4)

@@ -1,12 +1,12 @@
 """benchmark/: no finished run is lost or repeated, a failure is told, and every figure is drawn from what was run."""
 
-import csv
+import contextlib
 import fcntl
 import importlib
+import io
 import json
 import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -15,7 +15,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import tyro
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
@@ -25,11 +27,12 @@ import plot  # noqa: E402
 import run as benchmark  # noqa: E402
 
 RUN = [sys.executable, str(ROOT / "benchmark/run.py")]
+FIGURES = benchmark.get_args(benchmark.Figure)[:-1]
+MEASURES = ["leader_return", "leader_return_greedy", "steps_to_converge", "steps_to_converge_exploring"]
 
 
-def read(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+def runs_of(figure, **flags):
+    return benchmark.runs_of_figures(benchmark.Args(figures=(figure,), **flags))[figure]
 
 
 def finished(run_dir):
@@ -38,135 +41,227 @@ def finished(run_dir):
 
 
 # ----------------------------------------------------------------------------------------------------- runs and figures
-@pytest.mark.parametrize("figure", [*benchmark.FIGURES])
+@pytest.mark.parametrize("figure", FIGURES)
 def test_a_figures_runs(figure):
-    """Figures share runs, names are good for folders, and seeds are as many as the README says."""
-    args = benchmark.Args(figures=(figure,))
-    runs = benchmark.FIGURES[figure](args)
-    names = [run.name for run in runs]
-    assert len(set(names)) == len(names) and all(re.fullmatch(r"[\w.-]{1,200}", name) for name in names)
-    quick = benchmark.FIGURES[figure](benchmark.Args(figures=(figure,), quick=True))
-    assert {run.script for run in quick} == {run.script for run in runs}
-    assert all(re.fullmatch(r"[\w.-]{1,230}", run.name) for run in quick)
-    if figure == "fig1":
-        seeds = {script: sum(run.script == script for run in runs) / 12 for script in {run.script for run in runs}}
-        assert seeds == dict.fromkeys([*benchmark.META_RL, "ppo_qlearning_matrix"], 5) | {"es_md_matrix": 3}
-        shared = {run.name for other in ("fig8", "es_md") for run in benchmark.FIGURES[other](args)}
-        assert shared < set(names)
-
-
-@pytest.mark.parametrize("figure", [*benchmark.FIGURES])
-def test_every_runs_flags_are_understood_by_its_script(figure):
+    """Names are good for folders, figures share runs, and every flag is understood by its script."""
     for quick in (False, True):
-        runs = benchmark.FIGURES[figure](benchmark.Args(figures=(figure,), quick=quick))
-        for run in {(run.script, run.flags.get("arm"), run.flags.get("leader")): run for run in runs}.values():
-            args = importlib.import_module(run.script).parse_args(run.argv)
-            assert all(str(getattr(args, flag)) == str(value) for flag, value in run.flags.items())
+        runs = runs_of(figure, quick=quick)
+        names = [run.name for run in runs]
+        assert len(set(names)) == len(names) and all(re.fullmatch(r"[\w.-]{1,230}", name) for name in names)
+        for run in runs:
+            args = importlib.import_module(run.script).Args(**run.flags)
+            assert all(getattr(args, flag) == value for flag, value in run.flags.items())
+            assert quick == ("timesteps" in run.name or "num-episodes" in run.name)
+
+
+def test_a_figures_settings():
+    """What the READMEs say of seeds, followers and learning rates."""
+    fig1 = runs_of("fig1")
+    seeds = {script: sum(run.script == script for run in fig1) / 12 for script in {run.script for run in fig1}}
+    assert seeds == dict.fromkeys([*benchmark.META_RL, "ppo_qlearning_matrix"], 5) | {"es_md_matrix": 3}
+    assert {run.name for figure in ("fig8", "es_md") for run in runs_of(figure)} < {run.name for run in fig1}
+    assert {run.flags["env_id"] for run in fig1} == set(benchmark.GAMES) == set(plot.GAMES)
+    assert len(runs_of("fig1", seeds=2)) == 12 * 6 * 2 and runs_of("fig6", seeds=7)[0].flags["num_seeds"] == 7
+
+    def settings(figure, *flags):
+        return {tuple(run.flags[flag] for flag in flags) for run in runs_of(figure)}
+
+    rates = {("pg", 0.00005), ("pg", 0.0002), ("pg", 0.0008), ("pg", 0.008), ("pg", 0.03)}
+    rates |= {("dqn", 0.01), ("es", 0.004), ("es", 0.015)}
+    assert settings("fig3", "leader", "learning_rate", "follower") == {
+        (*x, f) for x in rates for f in ("exact", "meta")
+    }
+    arms = {(f, a) for f in ("exact", "meta") for a in ("invariant", "noninvariant")}
+    assert settings("fig4", "follower", "arm") == arms
+    optimizers = {(rate, eps, arm) for rate in (0.008, 0.156) for eps in (0.02, 1e-8) for arm in ("reset", "kept")}
+    assert settings("fig6", "learning_rate", "adam_eps", "arm") == optimizers
 
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
-    """The small version of every figure, made by the command in the README; once for all of pytest-xdist's workers."""
+    """The small version of every figure, of 2 games where there are 12; once for all of pytest-xdist's workers."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "quick_benchmark"
     folder.mkdir(exist_ok=True)
-    with open(folder / "lock", "w") as file:
+    with open(folder / "lock", "w") as file, pytest.MonkeyPatch.context() as patch:
         fcntl.flock(file, fcntl.LOCK_EX)
+        patch.setattr(benchmark, "GAMES", ("prisoners_dilemma", "stag_hunt"))
+        args = benchmark.Args(figures=("all",), quick=True, jobs=1, run_dir=str(folder / "runs"))
+        figures = benchmark.runs_of_figures(args)
         if not (folder / "printed").exists():
-            command = [*RUN, "all", "--quick", "--run-dir", str(folder / "runs")]
-            done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
-            assert done.returncode == 0, done.stdout + done.stderr
-            (folder / "printed").write_text(done.stdout)
-    return folder / "runs", (folder / "printed").read_text()
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+                code = benchmark.main(args)
+            assert code == 0, printed.getvalue()
+            (folder / "printed").write_text(printed.getvalue())
+    return folder / "runs", (folder / "printed").read_text(), figures
 
 
 def test_quick_runs_everything_and_writes_tidy_results(quick):
-    folder, printed = quick
-    runs = {
-        run.name
-        for name in benchmark.FIGURES
-        for run in benchmark.FIGURES[name](benchmark.Args(figures=("all",), quick=True))
-    }
-    assert set(finished(folder)) == runs and f"{len(runs)} runs, 0 of them finished before" in printed
+    folder, printed, figures = quick
+    names = {run.name for runs in figures.values() for run in runs}
+    assert set(finished(folder)) == names and f"{len(names)} runs, 0 of them finished before" in printed
     assert not list(folder.glob("unfinished/*"))
-    for name in benchmark.FIGURES:
-        curves_csv, runs_csv, summary_csv = benchmark.csv_names(name)
-        rows, summary = read(folder / f"quick/{curves_csv}.csv"), read(folder / f"quick/{summary_csv}.csv")
-        assert all(None not in row.values() and None not in row for row in rows + summary)
-        assert set(benchmark.LABELS[name]) <= set(summary[0])
-        if name == "theorem2":
-            assert sum(int(row["runs"]) for row in summary) == sum(int(row["runs"]) for row in rows) == 648
+    for figure in FIGURES:
+        csv = "fig1_es_md" if figure == "es_md" else figure
+        rows, summary = (pd.read_csv(folder / f"quick/{csv}{kind}.csv") for kind in ("", "_summary"))
+        labels = benchmark.LABELS[figure]
+        assert set(labels) <= set(summary) and f"{csv}.csv and so on" in printed
+        if figure == "theorem2":
+            assert summary["runs"].sum() == rows["runs"].sum() == 648
             continue
-        ends = read(folder / f"quick/{runs_csv}.csv")
-        assert sum(int(row["runs"]) for row in summary) == len(ends)
-        # a curve ends where its run ends, and every point is as far from the optimum as it says
-        for end in ends:
-            of_run = [row for row in rows if all(row[x] == end[x] for x in (*benchmark.LABELS[name], "seed"))]
-            of_run = [row for row in of_run if row.get("policy") != "as it is"]
-            steps = [int(row["step"]) for row in of_run]
-            assert steps == sorted(set(steps)) and 1 <= len(steps) <= benchmark.NUM_POINTS
-            if name == "fig2":
-                continue
-            sums = {round(float(row["leader_return"]) + float(row["leader_regret"]), 4) for row in of_run}
-            assert len(sums) == 1 and sums.pop() == pytest.approx(float(end["stackelberg_value"]), abs=1e-4)
-            if name in ("fig1", "fig8", "es_md"):
-                assert of_run[-1]["leader_return"] == end["leader_return"]
+        ends = pd.read_csv(folder / f"quick/{csv}_runs.csv")
+        assert summary["runs"].sum() == len(ends)
+        curves = dict(list(rows.groupby([*labels, "seed"])))
+        assert len(curves) == len(ends)
+        for end in ends.to_dict("records"):  # a curve ends where its run ends
+            curve = curves[tuple(end[label] for label in (*labels, "seed"))]
+            assert curve["step"].is_monotonic_increasing and 1 <= len(curve) <= benchmark.NUM_POINTS
+            if figure != "fig2":
+                assert curve["leader_return_greedy"].iloc[-1] == pytest.approx(end["leader_return_greedy"], abs=1e-5)
+                assert curve["step"].iloc[0] > end["follower_steps"]
+
+
+@pytest.mark.parametrize("figure", ["fig1", "fig3", "fig4", "fig5", "fig6", "fig8", "fig1_es_md"])
+def test_both_measures_are_there_for_every_method(quick, figure):
+    folder, _, figures = quick
+    ends = pd.read_csv(folder / f"quick/{figure}_runs.csv")
+    assert set(MEASURES) <= set(ends) and ends[MEASURES[:2]].notna().all(axis=None)
+    if "script" not in ends:
+        return
+    assert set(ends["script"]) == {run.script for run in figures["es_md" if figure == "fig1_es_md" else figure]}
+    for end in ends.to_dict("records"):
+        (path,) = folder.glob(f"{end['script']}__env-id-{end['env_id']}__*/*/result.json")
+        result = json.loads(path.read_text())
+        for measure in MEASURES:
+            expected = np.nan if result[measure] is None else result[measure]
+            assert end[measure] == pytest.approx(expected, abs=1e-5, nan_ok=True), (end["script"], measure)
 
 
 def test_the_summary_counts_the_runs(quick):
-    folder, printed = quick
-    ends = read(folder / "quick/fig1_runs.csv")
-    summary = read(folder / "quick/fig1_summary.csv")
-    for row in summary:
-        (of_row,) = [end for end in ends if (end["script"], end["env_id"]) == (row["script"], row["env_id"])]
-        assert row["at_optimum"] == str(int(abs(float(of_row["leader_regret"])) <= 0.05))
-        assert row["q25_steps"] == row["median_steps"] == row["q75_steps"] == of_row["steps_to_converge"]
-    (first,) = [row for row in summary if row["env_id"] == "stag_hunt" and row["script"] == "replay_follower_matrix"]
-    assert re.search(rf"\| stag_hunt +\| {first['at_optimum']}/1 \d\.\d+k ", printed)
+    folder, printed, _ = quick
+    ends, summary = (pd.read_csv(folder / f"quick/fig1{kind}.csv") for kind in ("_runs", "_summary"))
+    rows = summary.merge(ends, on=["script", "env_id"], validate="1:1")
+    for end in ("", "_exploring"):
+        steps = f"steps_to_converge{end}"
+        assert rows[f"median_{steps}"].equals(rows[steps]) and (rows[f"at_optimum{end}"] == rows[steps].notna()).all()
+    row = rows[(rows["env_id"] == "stag_hunt") & (rows["script"] == "replay_follower_matrix")].iloc[0]
+    exploring = f"1/1 {row['steps_to_converge_exploring']:,.0f}"
+    assert re.search(rf"\| stag_hunt \|.*\| {exploring}; 1/1 {row['steps_to_converge']:,.0f} \|", printed)
 
 
-@pytest.mark.parametrize("figure", [*plot.FIGURES])
-def test_every_figure_is_drawn_from_the_small_runs(figure, quick, tmp_path):
-    """Twice the same bytes, opaque, and not empty: a picture with marks in the colours of more than one method."""
-    (first,), (second,) = (
-        plot.main(plot.parse_args([figure, "--from", str(quick[0] / "quick"), "--to", str(tmp_path / name)]))
-        for name in "ab"
-    )
-    assert first.read_bytes() == second.read_bytes() and len(first.read_bytes()) < 150_000
-    with Image.open(first) as image:
-        pixels = np.asarray(image.convert("RGBA"))
-    assert pixels.shape[1] >= 900 and (pixels[..., 3] == 255).all() and (pixels[0, 0] == 255).all()
-    colors = {plot.BLUE, plot.ORANGE} if figure != "es_md" else {plot.BLACK}
-    for color in colors:
+# ------------------------------------------------------------------------------------------------------------- pictures
+@pytest.fixture(scope="module")
+def csvs(quick, tmp_path_factory):
+    """The small results, where the two games stand for all twelve."""
+    folder = tmp_path_factory.mktemp("csvs")
+    for path in quick[0].glob("quick/*.csv"):
+        rows = pd.read_csv(path)
+        if "env_id" in rows and "script" in rows:
+            first, second = (rows[rows["env_id"] == game] for game in ("prisoners_dilemma", "stag_hunt"))
+            games = (first, *[second] * (len(plot.GAMES) - 1))
+            rows = pd.concat(rows.assign(env_id=game) for rows, game in zip(games, plot.GAMES, strict=True))
+        rows.to_csv(folder / path.name, index=False)
+    return folder
+
+
+def draw(figure, csvs, folder):
+    assert plot.main(plot.Args(figures=(figure,), results_dir=str(csvs), figures_dir=str(folder))) == 0
+    return folder / f"{figure}.png"
+
+
+def plotted(figure, csvs):
+    with plot.plt.rc_context(plot.STYLE):
+        return plot.FIGURES[figure](csvs)
+
+
+@pytest.mark.parametrize("figure", plot.FIGURES)
+def test_a_figure_is_drawn(figure, csvs, tmp_path):
+    """It is opaque, has marks in the colours of more than one method, and no letter is cut off at its edge."""
+    path = draw(figure, csvs, tmp_path)
+    assert path.stat().st_size < 250_000 and [path.name for path in tmp_path.iterdir()] == [path.name]
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGBA")).astype(int)
+    assert pixels.shape[1] >= 900 and (pixels[..., 3] == 255).all()
+    edge = np.concatenate((pixels[:, :4].reshape(-1, 4), pixels[:, -4:].reshape(-1, 4), pixels[:4].reshape(-1, 4)))
+    assert (edge >= 250).all()
+    for color in (plot.BLUE, plot.ORANGE) if figure != "es_md" else (plot.BLACK, plot.RED):
         rgb = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
-        assert (abs(pixels[..., :3].astype(int) - rgb).max(-1) < 12).sum() > 100, color
+        assert (abs(pixels[..., :3] - rgb).max(-1) < 12).sum() > 100, color
 
 
-def committed():
-    return sorted(path.stem for path in (ROOT / "benchmark/figures").glob("*.png"))
+def test_the_same_csvs_give_the_same_picture(csvs, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    first, second = (draw("fig6", csvs, tmp_path / name) for name in "ab")
+    assert first.read_bytes() == second.read_bytes()
 
 
-def test_the_committed_figures_are_what_the_committed_results_give(tmp_path):
-    """Pixel for pixel. 1 pixel in 1,000 may differ: processors round the edges of lines differently, but whoever
-    changes a result, a colour or a label moves more than that."""
-    drawn = {path.stem: path for path in plot.main(plot.parse_args(["all", "--to", str(tmp_path)]))}
-    assert sorted(drawn) == committed()
-    for name, path in drawn.items():
-        old, new = (
-            np.asarray(Image.open(p).convert("RGB"), int) for p in (ROOT / f"benchmark/figures/{name}.png", path)
-        )
-        assert old.shape == new.shape, name
-        assert (abs(old - new).max(-1) > 24).mean() < 0.001, name
+def test_thick_lines_are_the_leader_as_it_explores_and_thin_ones_greedy(csvs):
+    """In Figures 1 and 8, of every method."""
+    for name in ("fig1", "fig8"):
+        figure, rows = plotted(name, csvs), pd.read_csv(csvs / f"{name}.csv")
+        panel = next(ax for ax in figure.axes if ax.get_title() == "prisoner's dilemma")
+        for script in set(rows["script"]) - {"es_md_matrix"}:
+            color = plot.METHODS[script][1]
+            lines = [line for line in panel.lines if line.get_color() == color]
+            curve = rows[(rows["script"] == script) & (rows["env_id"] == "prisoners_dilemma")]
+            thick, thin = sorted(lines, key=lambda line: -line.get_linewidth())
+            assert thick.get_linewidth() > 2 * thin.get_linewidth()
+            for line, measure in ((thick, "leader_return"), (thin, "leader_return_greedy")):
+                assert line.get_xdata().tolist() == curve["step"].tolist()
+                assert line.get_ydata() == pytest.approx(curve[measure]), (name, script)
+        marked = [line for line in panel.lines if line.get_color() == plot.PRE_TRAINING["color"]]
+        assert [line.get_xdata()[0] for line in marked] == [5250]
+        plot.plt.close(figure)
+
+
+@pytest.mark.parametrize("figure", plot.FIGURES)
+def test_a_figure_says_what_its_lines_are(figure, csvs):
+    """The class of leaders that an optimum is the optimum of, both measures, and that pre-training is a setting."""
+    drawn = plotted(figure, csvs)
+    text = " ".join(text.get_text() for text in drawn.findobj(plot.matplotlib.text.Text)).replace("\n", " ")
+    if figure not in ("theorem2", "fig2"):
+        assert re.search(r"optimum of deterministic ([\w-]+ )*leaders", text)
+        assert "explores" in text or figure == "es_md"
+        assert "greedy" in text
+    if figure in ("fig1", "fig1_steps", "fig2", "fig3", "fig4", "fig8"):
+        assert "a setting, not a finding" in text
+    if figure == "es_md":
+        assert "optimum of stochastic memory-1 leaders" in text and "stochastic leaders can get up to" in text
+    plot.plt.close(drawn)
+
+
+def test_a_bad_csv_is_named_and_the_other_figures_are_drawn(csvs, tmp_path, capsys):
+    """Cut off in the middle of a row, a column missing, a word for a number, rows of games missing, no rows at all."""
+    folder = tmp_path / "csvs"
+    shutil.copytree(csvs, folder)
+    cut = (folder / "fig6.csv").read_text()
+    (folder / "fig6.csv").write_text(cut[: cut.rindex(",")])
+    pd.read_csv(folder / "fig5_runs.csv").drop(columns="leader_return_greedy").to_csv(folder / "fig5_runs.csv")
+    (folder / "fig4.csv").write_text((folder / "fig4.csv").read_text().replace("0.03", "three"))
+    rows = pd.read_csv(folder / "fig8_runs.csv")
+    rows[rows["env_id"] != "hero"].to_csv(folder / "fig8_runs.csv")
+    (folder / "fig3.csv").write_text(cut.splitlines()[0])
+    figures = ("fig3", "fig4", "fig5", "fig6", "fig8", "theorem2", "es_md")
+    args = plot.Args(figures=figures, results_dir=str(folder), figures_dir=str(tmp_path / "pictures"))
+    assert plot.main(args) == 1
+    printed = capsys.readouterr()
+    for name, csv in (("fig3", "fig3"), ("fig4", "fig4"), ("fig5", "fig5_runs"), ("fig6", "fig6")):
+        assert re.search(rf"{name} is not drawn .*{folder}/{csv}\.csv", printed.err), (name, printed.err)
+    assert f"fig8 is not drawn from {folder}/fig8*.csv" in printed.err and "Traceback" not in printed.err
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["es_md.png", "theorem2.png"]
+    assert printed.out.splitlines() == [f"{tmp_path}/pictures/{name}.png" for name in ("theorem2", "es_md")]
 
 
 # -------------------------------------------------------------------------------------------------- kill, resume, fail
 def test_killed_twice_it_goes_on_and_repeats_nothing(tmp_path):
     """Ctrl-C first, then SIGKILL; the runs that were finished keep their files, and workers do not outlive run.py."""
-    command, total = [*RUN, "fig8", "--quick", "--jobs", "1", "--run-dir", str(tmp_path)], 24
+    command, total = [*RUN, "fig6", "--quick", "--jobs", "1", "--run-dir", str(tmp_path)], 8
     before = {}
     for number in (signal.SIGINT, signal.SIGKILL):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        while len(finished(tmp_path)) < len(before) + 3 and process.poll() is None:
+        while len(finished(tmp_path)) < len(before) + 2 and process.poll() is None:
             time.sleep(0.02)
         process.send_signal(number)
         printed, error = process.communicate()
@@ -174,11 +269,11 @@ def test_killed_twice_it_goes_on_and_repeats_nothing(tmp_path):
         if number == signal.SIGINT:
             assert process.returncode == 130 and "finished and kept" in printed
         after = finished(tmp_path)
-        assert len(after) >= len(before) + 3 and before.items() <= after.items() and len(after) < total
+        assert len(after) >= len(before) + 2 and before.items() <= after.items() and len(after) < total
         assert f"{total} runs, {len(before)} of them finished before" in printed or number == signal.SIGKILL
-        assert not (tmp_path / "quick/fig8.csv").exists()
+        assert not (tmp_path / "quick/fig6.csv").exists()
         before = after
-    time.sleep(1)
+    time.sleep(0.5)
     before = finished(tmp_path)
     time.sleep(1)
     assert finished(tmp_path) == before  # the worker of the killed process has ended too
@@ -187,59 +282,100 @@ def test_killed_twice_it_goes_on_and_repeats_nothing(tmp_path):
     after = finished(tmp_path)
     assert len(after) == total and before.items() <= after.items()
     assert not list((tmp_path / "unfinished").glob("*"))
-    assert len(read(tmp_path / "quick/fig8_runs.csv")) == total
+    assert len(pd.read_csv(tmp_path / "quick/fig6_runs.csv")) == 2 * total
     again = subprocess.run(command, capture_output=True, text=True)
-    assert "24 runs, 24 of them finished before" in again.stdout and finished(tmp_path) == after
+    assert "8 runs, 8 of them finished before" in again.stdout and finished(tmp_path) == after
 
 
-CRASHES = "def parse_args(argv): print('about to crash')\ndef main(args): raise RuntimeError('boom')\n"
-DIES = "import os\ndef parse_args(argv): print('about to die', flush=True)\ndef main(args): os.kill(os.getpid(), 9)\n"
+SCRIPT = """
+import os
+from dataclasses import dataclass
+
+@dataclass
+class Args:
+    seed: int
+    run_dir: str
+
+def main(args):
+    print("about to end", flush=True)
+"""
 
 
 def test_a_failed_run_shows_its_log_and_does_not_stop_the_others(tmp_path, monkeypatch, capfd):
     """Wrong flags, an exception, and a process that dies: each costs its own run, and the exit code is 1."""
-    (tmp_path / "crashes.py").write_text(CRASHES)
-    (tmp_path / "dies.py").write_text(DIES)
+    (tmp_path / "crashes.py").write_text(f"{SCRIPT}    raise RuntimeError('boom')\n")
+    (tmp_path / "dies.py").write_text(f"{SCRIPT}    os.kill(os.getpid(), 9)\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    short = {"num_seeds": 2, "total_timesteps": 1100}
+    short = {"learning_rate": 0.008, "adam_eps": 0.02, "num_seeds": 2, "total_timesteps": 1100}
     runs = [benchmark.Run("continuous_follower", {"arm": "reset", **short}), benchmark.Run("crashes", {"seed": 1})]
-    runs += [benchmark.Run("dies", {"seed": 1}), benchmark.Run("continuous_follower", {"arm": "none", **short})]
+    runs += [benchmark.Run("dies", {"seed": 1}), benchmark.Run("continuous_follower", {"total_timesteps": 100})]
     runs += [benchmark.Run("continuous_follower", {"arm": "kept", **short})]
-    monkeypatch.setitem(benchmark.FIGURES, "fig6", lambda args: runs)
-    monkeypatch.setattr(benchmark, "SECONDS", benchmark.SECONDS | {"crashes": 9, "dies": 9})
-    flags = ["fig6", "--jobs", "1", "--run-dir", str(tmp_path / "runs"), "--results-dir", str(tmp_path / "results")]
-    assert benchmark.main(benchmark.parse_args(flags)) == 1
+    monkeypatch.setattr(benchmark, "runs_of_figures", lambda args: {"fig6": runs})
+    monkeypatch.setattr(benchmark, "QUICK", {"crashes": {}, "dies": {}} | benchmark.QUICK)  # these come first
+    folders = {"run_dir": str(tmp_path / "runs"), "results_dir": str(tmp_path / "results")}
+    assert benchmark.main(benchmark.Args(figures=("fig6",), jobs=1, **folders)) == 1
     printed = capfd.readouterr()
-    for words in ("failed: crashes.py --seed 1", "| about to crash", "| RuntimeError: boom", "exit code -9"):
+    for words in ("failed: crashes.py {'seed': 1}", "| RuntimeError: boom", "| about to end", "exit code -9"):
         assert words in printed.err, words
-    assert "| about to die" in printed.err and "| continuous_follower.py: error: " in printed.err
+    assert "| ValueError: --total-timesteps must hold a batch" in printed.err and "log.txt" in printed.err
     assert "3 of 5 runs failed" in printed.err and len(finished(tmp_path / "runs")) == 2
-    assert {row["arm"] for row in read(tmp_path / "results/fig6_runs.csv")} == {"reset", "kept"}
+    assert set(pd.read_csv(tmp_path / "results/fig6_runs.csv")["arm"]) == {"reset", "kept"}
+
+
+def copy_of(quick, folder, *scripts):
+    """Copies the finished runs of some scripts."""
+    for script in scripts:
+        for path in quick[0].glob(f"{script}__*"):
+            shutil.copytree(path, folder / path.name)
+    return folder
+
+
+def test_a_corrupt_result_is_named_and_left_out(quick, tmp_path, capsys):
+    """Cut off, or of another version of the script; the rest of its figure, and other figures, are made."""
+    folder = copy_of(quick, tmp_path / "runs", "continuous_follower", "leader_reward_during_learning")
+    cut, old = sorted(folder.glob("continuous_follower__*arm-kept*/*/result.json"))[:2]
+    cut.write_text(cut.read_text()[:1000])
+    result = json.loads(old.read_text())
+    del result["runs"][0]["curve"]
+    old.write_text(json.dumps(result))
+    args = benchmark.Args(figures=("fig6", "fig5"), quick=True, run_dir=str(folder))
+    assert benchmark.main(args) == 1
+    printed = capsys.readouterr()
+    assert "10 runs, 10 of them finished before" in printed.out
+    for path in (cut, old):
+        assert f"fig6: left out {path}" in printed.err and f"rm -r {path.parents[1]}\n" in printed.err
+    assert printed.err.count("left out") == 2 and "Traceback" not in printed.err
+    assert len(pd.read_csv(folder / "quick/fig6_runs.csv")) == 12  # 6 of 8 runs, 2 seeds each
+    assert (folder / "quick/fig5.csv").read_text() == (quick[0] / "quick/fig5.csv").read_text()
+    # and once the bad ones are removed, they are run anew, to the same result
+    for path in (cut, old):
+        shutil.rmtree(path.parents[1])
+    assert benchmark.main(args) == 0 and "10 runs, 8 of them finished before" in capsys.readouterr().out
+    assert (folder / "quick/fig6.csv").read_text() == (quick[0] / "quick/fig6.csv").read_text()
 
 
 def test_two_at_once_in_one_folder_and_a_changed_script_are_told(quick, tmp_path, capsys):
-    held = benchmark.lock(str(tmp_path))
-    with pytest.raises(SystemExit) as error:
-        benchmark.main(benchmark.parse_args(["fig6", "--run-dir", str(tmp_path)]))
-    assert error.value.code == 2 and "another run.py is at work there" in capsys.readouterr().err
-    held.close()
-    copy = tmp_path / "copy"
-    shutil.copytree(quick[0], copy)
-    next(copy.glob("continuous_follower__arm-kept*/source.sha256")).write_text("another")
-    assert benchmark.main(benchmark.parse_args(["fig6", "--quick", "--run-dir", str(copy)])) == 0
-    assert "note: 1 of them are from another version of continuous_follower.py" in capsys.readouterr().out
+    folder = copy_of(quick, tmp_path / "runs", "continuous_follower")
+    args = benchmark.Args(figures=("fig6",), quick=True, run_dir=str(folder))
+    with open(folder / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(SystemExit, match=r"another run\.py is at work there"):
+            benchmark.main(args)
+    next(folder.glob("continuous_follower__*/source.sha256")).write_text("another")
+    assert benchmark.main(args) == 0
+    assert "note: 1 are from another version of continuous_follower.py" in capsys.readouterr().out
 
 
 # -------------------------------------------------------------------------------------------------------------- cluster
 def test_submitits_local_executor_runs_two_tasks(quick, tmp_path):
     """With the same result as the processes of run.py."""
-    command = [*RUN, "fig6", "--quick", "--cluster", "local", "--jobs", "2", "--run-dir", str(tmp_path)]
+    command = [*RUN, "fig5", "--quick", "--cluster", "local", "--jobs", "2", "--run-dir", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and len(finished(tmp_path)) == 2, done.stderr
     assert len(list(tmp_path.glob("submitit/*_result.pkl"))) == 2
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 0 and "2 runs, 2 of them finished before" in again.stdout, again.stderr
-    assert (tmp_path / "quick/fig6.csv").read_text() == (quick[0] / "quick/fig6.csv").read_text()
+    assert (tmp_path / "quick/fig5.csv").read_text() == (quick[0] / "quick/fig5.csv").read_text()
 
 
 def test_slurm_gets_one_array_with_a_task_per_run(tmp_path, monkeypatch):
@@ -252,30 +388,19 @@ def test_slurm_gets_one_array_with_a_task_per_run(tmp_path, monkeypatch):
     for path in bin_dir.iterdir():
         path.chmod(0o755)
     monkeypatch.setenv("PATH", f"{bin_dir}:{os.environ['PATH']}")
-    flags = [
-        "fig8",
-        "--cluster",
-        "slurm",
-        "--slurm-partition",
-        "cpu",
-        "--jobs",
-        "10",
-        "--run-dir",
-        str(tmp_path / "runs"),
-    ]
-    args = benchmark.parse_args(flags)
-    benchmark.check_flags(args)
+    slurm = {"cluster": "slurm", "slurm_partition": "cpu", "run_dir": str(tmp_path / "runs")}
+    args = benchmark.Args(figures=("fig8",), jobs=10, **slurm)
+    assert benchmark.Args(figures=("fig8",), **slurm).jobs == 256
     monkeypatch.setattr("submitit.helpers.as_completed", lambda jobs, poll_frequency: iter(()))
-    assert list(benchmark.run_on_cluster(benchmark.fig8(args), args)) == []
+    assert list(benchmark.run_on_cluster(runs_of("fig8"), args)) == []
     script = (tmp_path / "submitted.sh").read_text()
     assert "#SBATCH --array=0-119%10\n" in script and "#SBATCH --partition=cpu\n" in script
     assert "#SBATCH --time=240\n" in script and "#SBATCH --cpus-per-task=1\n" in script
 
 
 # --------------------------------------------------------------------------------------------------------- wrong input
-def test_wrong_input_ends_with_one_line_and_nothing_written(tmp_path, monkeypatch, capsys):
+def test_wrong_input_ends_in_tyros_box_and_nothing_written(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
     cases = {
         "no figure": (benchmark, [], "which figure? Choose from fig1"),
@@ -287,135 +412,83 @@ def test_wrong_input_ends_with_one_line_and_nothing_written(tmp_path, monkeypatc
         "unknown flag": (benchmark, ["fig1", "--fast"], "--fast"),
         "unknown cluster": (benchmark, ["fig1", "--cluster", "cloud"], "cloud"),
         "slurm without slurm": (benchmark, ["fig1", "--cluster", "slurm"], "sbatch"),
-        "run folder below a file": (benchmark, ["fig1", "--run-dir", "file/runs"], "--run-dir file/runs"),
-        "results below a file": (benchmark, ["fig1", "--results-dir", "file/x"], "--results-dir file/x"),
         "unknown drawing": (plot, ["fig9"], "fig9"),
         "nothing to draw": (plot, ["--from", "empty"], "python benchmark/run.py all"),
-        "nothing to draw one from": (
-            plot,
-            ["fig3", "--from", "none"],
-            "no fig3.csv in none: python benchmark/run.py fig3",
-        ),
-        "pictures below a file": (plot, ["fig3", "--from", "results", "--to", "file/x"], "--to file/x"),
+        "nothing to draw one from": (plot, ["fig3", "--from", "none"], "no fig3.csv in none: python benchmark/run.py"),
     }
-    (tmp_path / "results").mkdir()
-    (tmp_path / "results/fig3.csv").write_text("leader,learning_rate,arm,seed,step,leader_return,leader_regret\n")
-    before = sorted(tmp_path.rglob("*"))
     for name, (module, flags, words) in cases.items():
         with pytest.raises(SystemExit) as error:
-            module.main(module.parse_args(flags))
+            tyro.cli(module.Args, args=flags)
         printed = capsys.readouterr()
-        assert error.value.code == 2 and printed.out == "" and printed.err.count("\n") == 1, (name, printed)
-        assert printed.err.startswith(f"{module.__name__}.py: error: ") and words in printed.err, (name, printed.err)
-        assert sorted(tmp_path.rglob("*")) == before, name
-
-
-def test_cluster_without_submitit_says_what_to_install(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(SystemExit) as error:
-        benchmark.main(benchmark.parse_args(["fig1", "--cluster", "local", "--run-dir", str(tmp_path / "runs")]))
-    assert error.value.code == 2 and "pip install submitit" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
-
-
-# --------------------------------------------------------------------------------------------------------- the READMEs
-README = "\n".join(path.read_text() for path in sorted(ROOT.glob("README*.md")))
-COMMANDS = sorted(set(re.findall(r"^    (python (?!-m)[^\n#]*?) *(?:\(.*)?$", README, re.MULTILINE)))
-
-
-def single_commands(line):
-    """(script, flags) of each command in a line."""
-    for command in line.split("&&"):
-        _, path, *flags = shlex.split(command)
-        yield Path(path), flags
-
-
-@pytest.mark.parametrize("line", COMMANDS)
-def test_every_command_in_the_readme_is_understood_and_the_quick_ones_run(line, tmp_path, monkeypatch, capsys):
-    """Those of a script that takes seconds run as written. What stands for something else is in capitals: runs/RUN."""
-    monkeypatch.chdir(tmp_path)
-    for path, flags in single_commands(line):
-        assert (ROOT / path).is_file(), line
-        module = {"run": benchmark, "plot": plot}.get(path.stem) or importlib.import_module(path.stem)
-        args = module.parse_args(flags)
-        slow = benchmark.SECONDS.get(path.stem, 99) > 5 or re.search(r"[A-Z]{3}|--track|00000|--leader dqn", line)
-        if not slow:
-            module.main(args)
-            assert "result" in capsys.readouterr().out and list(tmp_path.glob("runs/*/result.json"))
-
-
-def test_the_readme_shows_every_figure_and_its_summary():
-    shown = re.findall(r"benchmark/figures/(\w+)\.png", README)
-    assert sorted(shown) == sorted(plot.FIGURES) == committed()
-    rows = [
-        {key: int(float(cell)) if re.fullmatch(r"[\d.e+]+", cell) else cell or None for key, cell in row.items()}
-        for row in read(ROOT / "benchmark/results/fig1_summary.csv")
-    ]
-    assert benchmark.table("fig1", rows) in README
-    assert len(rows) == 12 * len(benchmark.METHODS)
+        text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", printed.err).split())
+        assert error.value.code == 2 and printed.out == "" and words in text, (name, text)
+    done = subprocess.run([*RUN, "fig1", "--jobs", "0"], capture_output=True, text=True)
+    assert done.returncode == 2 and "--jobs must be positive" in done.stderr
+    assert list(tmp_path.rglob("*")) == [tmp_path / "empty"]
 
 
 # ------------------------------------------------------------------------------------------------------ small parts
 def test_thinning_a_curve():
+    """A point has the step and the greedy return of the last of its block, and the mean of what is noisy."""
     rng = np.random.default_rng(1)
-    level = [
-        [step, float(value)]
-        for step, value in zip(range(0, 3000, 10), np.repeat(rng.integers(0, 3, 15), 20), strict=True)
-    ]
-    thinned = benchmark.thin(level)
-    assert len(thinned) <= 30 and thinned[0] == level[0] and thinned[-1] == level[-1]
-    steps, values = np.array(level).T
-    assert np.array_equal(np.interp(steps, *np.array(thinned).T), values)  # nothing is lost
-    noisy = [[step, float(value)] for step, value in zip(range(600), rng.normal(size=600), strict=True)]
-    thinned = benchmark.thin(noisy)
-    assert len(thinned) == 60 and thinned[0] == [9, pytest.approx(np.mean([v for _, v in noisy[:10]]))]
-    for short in ([[5, 1.0]], [[5, 1.0], [6, 1.0]], [[1, 1.0], [2, 1.0], [3, 2.0]]):
-        assert benchmark.thin(short) == short
+    columns = ["step", "leader_return_greedy", "leader_return"]
+    curve = pd.DataFrame({name: rng.normal(size=600) for name in columns}).assign(step=range(600))
+    thinned = benchmark.thin(curve)
+    assert len(thinned) == benchmark.NUM_POINTS == 50 and list(thinned["step"]) == list(range(11, 600, 12))
+    assert thinned["leader_return_greedy"].tolist() == curve["leader_return_greedy"][11::12].tolist()
+    assert thinned["leader_return"].tolist() == pytest.approx(curve["leader_return"].to_numpy().reshape(50, 12).mean(1))
+    for n in (1, 2, 49, 50, 51, 99):
+        thinned = benchmark.thin(curve[:n])
+        assert len(thinned) == min(n, 50) and thinned["step"].iloc[-1] == n - 1
+        if n <= 50:
+            assert thinned[columns].equals(curve[columns][:n])
 
 
-def test_steps_to_stay():
-    curve = [[10, 0.0], [20, -1.0], [30, -0.1], [40, 0.05]]
-    assert benchmark.steps_to_stay(curve, 0.0, 0.1) == 30 and benchmark.steps_to_stay(curve, 0.0, 0.05) == 40
-    assert benchmark.steps_to_stay(curve, 0.0, 2) == 10 and benchmark.steps_to_stay(curve[:2], 0.0, 0.1) is None
+def test_medians_where_some_never_arrive():
+    def row(steps):
+        columns = {"script": "es_md_matrix", "env_id": "hero", "leader_return": 0.0, "leader_return_greedy": 0.0}
+        return columns | {"stackelberg_value": 0.0, "steps_to_converge": steps, "steps_to_converge_exploring": 7}
+
+    for steps, median in (([30, np.nan, 10, 20, np.nan], 30), ([10, 20], 20), ([np.nan, 5], np.nan)):
+        (summary,) = benchmark.summarise("es_md", pd.DataFrame([row(n) for n in steps])).to_dict("records")
+        assert summary["median_steps_to_converge"] == pytest.approx(median, nan_ok=True)
+        assert summary["at_optimum"] == np.isfinite(steps).sum() and summary["runs"] == len(steps)
+        assert summary["at_optimum_exploring"] == len(steps) and summary["median_steps_to_converge_exploring"] == 7
 
 
-def test_quartiles_where_some_never_arrive():
-    ends = [
-        {"script": "es_md_matrix", "env_id": "hero", "leader_regret": 0.0, "steps_to_converge": n}
-        for n in (30, None, 10, 20, None)
-    ]
-    (row,) = benchmark.summarise("es_md", ends)
-    assert (row["q25_steps"], row["median_steps"], row["q75_steps"]) == (20, 30, None)
-    assert row["runs"] == row["at_optimum"] == 5
+def test_a_csvs_numbers(tmp_path):
+    """Six digits, but whole numbers stay whole, also beside empty cells; no minus before a zero."""
+    rows = pd.DataFrame({"steps": [104448012, np.nan], "x": [-0.123456789, 1e-8], "zero": [-0.0, -1e-12]})
+    benchmark.write_csv(str(tmp_path / "x.csv"), rows.assign(word=["a", "b"]))
+    assert (tmp_path / "x.csv").read_text() == "steps,x,zero,word\n104448012,-0.123457,0,a\n,1e-08,0,b\n"
 
 
 def test_an_atari_runs_curve_comes_from_its_tensorboard(tmp_path):
     """The leader's stage alone; its commitment is the offer if it sells, and the limit if it buys."""
     from torch.utils.tensorboard import SummaryWriter
 
-    folder = tmp_path / benchmark.Run("stackelberg_ppo_atari_trade", {"leader": "buyer"}).name / "run"
-    writer = SummaryWriter(str(folder))
+    writer = SummaryWriter(str(tmp_path))
     for step in range(10, 60, 10):  # 10 and 20: the follower's stage; 50: verification
         values = {"price_offered": 0.25, "price_limit": step / 100, "acceptance_rate": 0.5}
         for tag, value in (values | {"leader_return": step, "follower_return": -step}).items():
             writer.add_scalar(f"charts/{tag}", value, step)
     writer.close()
-    result = {"script": "stackelberg_ppo_atari_trade.py", "seed": 1, "args": {"leader": "buyer"}}
-    known = set(benchmark.COLUMNS["fig2"]) - {"share_at_optimum", "best_responses_at_5_prices"}
-    result |= {column: float(k) for k, column in enumerate(sorted(known))} | {"optimal_leader_price": 0.25}
-    lists = {"leader_prices": {"0.25": 0.9, "0.5": 0.1}, "bullet_values": [0.1, 0.98]}
-    lists |= {
-        "bullet_value_errors": [0.01, 0.02],
-        "best_responses": [{"best_response_rate": 1 - k / 9} for k in range(5)],
+    numbers = {
+        "stackelberg_value": 5.0,
+        "leader_return": 3.5,
+        "leader_return_greedy": 4.75,
+        "follower_return_greedy": 1,
     }
-    result |= lists
-    (folder / "result.json").write_text(json.dumps(result | {"curve": [[30, 30.0], [40, 40.0]]}))
-    runs = [benchmark.Run("stackelberg_ppo_atari_trade", {"leader": "buyer"})]
-    points, ends = benchmark.rows_of("fig2", runs, str(tmp_path))
-    columns = ["leader", "seed", "step", "price", "acceptance", "leader_return", "follower_return"]
-    assert list(points[0]) == columns and [point["step"] for point in points] == [30, 40]
-    assert [point["price"] for point in points] == pytest.approx([0.3, 0.4]) and points[1]["follower_return"] == -40
-    expected = result | {"share_at_optimum": 0.9, "best_responses_at_5_prices": 1}
-    expected |= {"seller_bullet_value": 0.1, "seller_bullet_value_error": 0.01}
-    expected |= {"buyer_bullet_value": 0.98, "buyer_bullet_value_error": 0.02}
-    assert ends == [{"leader": "buyer", "seed": 1, **{k: expected[k] for k in benchmark.COLUMNS["fig2"]}}]
+    lists = {"leader_prices": {"0.25": 0.9, "0.5": 0.1}, "optimal_leader_price": 0.25, "bullet_values": [0.1, 0.98]}
+    lists |= {"bullet_value_errors": [0.01, 0.02], "curve": [[30, None, 30.0], [40, None, 40.0]]}
+    lists["best_responses"] = [{"best_response_rate": 1 - k / 9} for k in range(5)]
+    result = {"script": "stackelberg_ppo_atari_trade.py", "seed": 1, "args": {"leader": "buyer"}, **numbers, **lists}
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    points, ends = benchmark.read("fig2", tmp_path / "result.json")
+    expected = {"leader": "buyer", "seed": 1, "step": 30, "price": 0.3, "acceptance": 0.5, "leader_return": 30}
+    assert len(points) == 2 and points.iloc[0].to_dict() == pytest.approx(expected | {"follower_return": -30})
+    assert points["step"].tolist() == [30, 40] and points["follower_return"].tolist() == [-30, -40]
+    (end,) = ends.to_dict("records")
+    expected = numbers | {"share_at_optimum": 0.9, "best_responses_at_5_prices": 1, "seller_bullet_value": 0.1}
+    expected |= {"seller_bullet_value_error": 0.01, "buyer_bullet_value": 0.98, "buyer_bullet_value_error": 0.02}
+    assert expected.items() <= end.items() and end["leader"] == "buyer" and end["seed"] == 1

@@ -157,9 +157,9 @@ def test_pomdp_episode(script, leader_payoff, follower_payoff, leader, num_steps
     leader_return, follower_return = exact_returns(script, game, [leader], [reply])
     assert len(infos["final_info"]) == 3
     for info, total in zip(infos["final_info"], np.sum(rewards, axis=0), strict=True):
-        assert info["leader_return"] == pytest.approx(leader_return[0], abs=1e-9)
-        assert info["follower_return"] == pytest.approx(follower_return[0], abs=1e-9)
         assert info["episode"] == {"r": pytest.approx(total), "l": 5 + num_steps}
+    assert infos["leader_return"] == pytest.approx(leader_return.repeat(3), abs=1e-9)
+    assert infos["follower_return"] == pytest.approx(follower_return.repeat(3), abs=1e-9)
     assert game.payoff(0, np.sum(rewards, axis=0) / num_steps) == pytest.approx([leader_return[0]] * 3, abs=1e-9)
 
 
@@ -211,7 +211,7 @@ def test_pomdp_under_gymnasiums_wrapper(script):
     # always 0 in stag hunt is met with 0: reward 1.5 in each of ten steps
     assert infos["episode"]["r"].tolist() == [info["episode"]["r"] for info in infos["final_info"]] == [15.0, 15.0]
     assert infos["episode"]["l"].tolist() == [info["episode"]["l"] for info in infos["final_info"]] == [15, 15]
-    assert [info["leader_return"] for info in infos["final_info"]] == [0.0, 0.0]
+    assert infos["leader_return"].tolist() == [0.0, 0.0]
 
 
 @any_settings

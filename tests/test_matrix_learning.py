@@ -1,4 +1,4 @@
-"""Learning: the scripts find the exact optimum, and somebody else's PPO finds it on the leader's POMDP."""
+"""Learning: the scripts find the exact optimum, of deterministic memory-1 leaders against stationary followers."""
 
 import contextlib
 import importlib
@@ -6,19 +6,16 @@ import io
 import os
 from concurrent.futures import ProcessPoolExecutor
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import MATRIX_SCRIPTS, PAPER_SCRIPTS, best_response_follower
+from conftest import MATRIX_SCRIPTS, PAPER_SCRIPTS, best_replies, exact_returns
 from test_matrix_game import GAMES, OPTIMA, brute_force
-from torch import nn
-from torch.distributions import Categorical
 
-# How far from the optimum a leader may end: DQN's values may prefer a wrong first action, worth 0.1.
+# How far from the optimum a greedy leader may end: DQN's values may prefer a wrong first action, worth 0.1.
 TOLERANCE = dict.fromkeys(MATRIX_SCRIPTS, 0.05) | {"stackelberg_dqn_matrix": 0.1}
-# ... and in an own game: PG and DQN may miss the first action in "security".
-OWN_TOLERANCE = dict.fromkeys(MATRIX_SCRIPTS, 0.05) | {"stackelberg_pg_matrix": 0.1, "stackelberg_dqn_matrix": 0.1}
+# ... and in an own game: about half of the paper's leaders miss the first action in "security", which is worth 0.1.
+OWN_TOLERANCE = dict.fromkeys(PAPER_SCRIPTS, 0.1) | {"replay_follower_matrix": 0.05}
 
 # name: leader's payoffs, follower's payoffs, row by row; none is symmetric
 OWN_GAMES = {
@@ -40,8 +37,10 @@ def test_default_run_ends_at_the_optimum(script, run, name):
     result, _ = run("--env-id", name, "--seed", 1)
     assert result["stackelberg_value"] == pytest.approx(OPTIMA[name])
     assert abs(result["leader_regret"]) <= TOLERANCE[script.__name__] + 1e-9
-    assert result["follower_regret"] <= 0.05
-    assert abs(result["verification_gain"]) <= 0.05
+    assert result["follower_regret"] <= 0.05 + 1e-9
+    assert abs(result["verification_gain"]) <= 0.05 + 1e-9
+    # as it explores, the leader gets more than a random one, and is not yet done in every game
+    assert result["leader_return"] > result["curve"][0][2] and abs(result["leader_return"] - OPTIMA[name]) <= 0.5
     assert (result["steps_to_converge"] is not None) == (abs(result["leader_regret"]) <= 0.05 + 1e-9)
 
 
@@ -52,9 +51,11 @@ def test_own_game_ends_at_the_brute_force_optimum(script, run, name):
     optimum, pessimistic, _ = brute_force(leader_payoff, follower_payoff, 10)
     assert result["stackelberg_value"] == pytest.approx(optimum)
     assert result["stackelberg_value_pessimistic"] == pytest.approx(pessimistic)
-    assert result["leader_return"] == pytest.approx(optimum, abs=OWN_TOLERANCE[script.__name__] + 1e-9)
-    assert result["follower_regret"] <= 0.05
-    at_optimum = result["leader_return"] >= optimum - 0.05 - 1e-9
+    scale = (max(leader_payoff) - min(leader_payoff)) / 3  # a unit of Table 3's games
+    greedy = result["leader_return_greedy"]
+    assert greedy == pytest.approx(optimum, abs=OWN_TOLERANCE[script.__name__] * scale + 1e-9)
+    assert result["follower_regret"] <= 0.05 * (max(follower_payoff) - min(follower_payoff)) / 3 + 1e-9
+    at_optimum = greedy >= optimum - (0.05 + 1e-6) * scale
     assert f"{name}: {'a' if at_optimum else 'NOT a'} Stackelberg equilibrium" in printed
 
 
@@ -63,139 +64,131 @@ def test_ties_that_matter_leave_a_range(run):
     result, printed = run("--leader-payoff", *leader_payoff, "--follower-payoff", *follower_payoff)
     assert result["env_id"] == "custom"
     assert result["stackelberg_value_pessimistic"] == pytest.approx(3.25) and result["stackelberg_value"] == 4
-    assert 3.25 - 0.05 <= result["leader_return"] <= 4
+    assert 3.25 - 0.05 * 4 / 3 <= result["leader_return_greedy"] <= 4
     assert "3.25 if the follower breaks ties against the leader" in printed
 
 
-@pytest.mark.parametrize("name", PAPER_SCRIPTS)
-def test_pretrained_follower_nearly_best_responds_to_every_leader(name):
+@pytest.fixture(scope="module")
+def trained():
+    """A follower of the paper's, pre-trained in the prisoner's dilemma: the script, its Args, the logits [32, 5, 2]."""
+    script = importlib.import_module(MATRIX_SCRIPTS[0])  # all scripts pre-train the same one (test_leaders)
+    args = script.Args()
+    return script, args, script.pretrain_follower(args)
+
+
+def test_pretrained_follower_nearly_best_responds_to_every_leader(trained):
     """Regret summed over the 32 leaders; what is left are ends of episodes, worth 0.1 each."""
-    script = importlib.import_module(name)
-    args = script.Args(env_id="harmony")
-    game = script.make_game(args)
+    script, args, follower = trained
+    torch.manual_seed(args.seed)
+    untrained = 0.01 * torch.randn(32, 5, 2)  # what it began with
+    before, after = (
+        script.evaluate(args.game, x.argmax(-1).numpy())["follower_regret"].sum() for x in (untrained, follower)
+    )
+    assert before > 5 and after <= 0.5
+
+
+def test_the_baseline_averages_all_visits_to_an_input(trained):
+    """The first batch moves each visited input's baseline to the same place as a loop over the visits does."""
+    script, _, _ = trained
+    args = script.Args(follower_timesteps=105, follower_learning_rate=1e-12, follower_baseline_rate=0.2)
     torch.manual_seed(1)
-    follower = script.Follower()
+    follower = torch.nn.Parameter(torch.zeros(32, 5, 2))
+    losses = []
+    # the same leader in all 7 episodes of 2 batches: inputs repeat within a batch
+    leaders = iter([5] * 14)
+    script.train_follower(follower, leaders, 2, args, lambda _, scalars: losses.append(scalars))
 
-    def regret():
-        return (script.solve(game)[2] - script.play(game, script.TABLES, follower.greedy_tables())[1]).sum()
+    torch.manual_seed(1)
+    baseline = np.zeros((5,))
+    expected = []
+    for _ in range(2):
+        uniforms = torch.rand(10, 7).numpy()
+        observations, _, rewards = script.play(args.game, script.TABLES[[5] * 7], np.full((7, 5), 0.5), uniforms)
+        returns = rewards[1][::-1].cumsum(axis=0)[::-1]
+        remaining = np.arange(10, 0, -1)[:, None]
+        # the policy stays uniform: the loss is log 2 times the mean advantage
+        expected.append(np.log(2) * (returns - baseline[observations] * remaining).mean())
+        errors = returns / remaining - baseline[observations]
+        for observation in np.unique(observations):
+            baseline[observation] += 0.2 * errors[observations == observation].mean()
+    assert [scalars["losses/follower_policy_loss"] for scalars in losses] == pytest.approx(expected, abs=1e-5)
 
-    untrained = regret()
-    steps = [step for step, _ in script.train_follower(follower, game, script.random_leaders(1, True), 500, args, "")]
-    assert steps[0] == 105 and steps[-1] == 52_500
-    assert untrained > 5 and regret() <= 0.5
+
+def flipped(follower, index, observation, confidence=None):
+    """A follower with one reply flipped: as sure of it as before, or with this little more than a half."""
+    copy = torch.nn.Parameter(follower.detach().clone())
+    copy.data[index, observation] = follower.detach()[index, observation].flip(0)
+    if confidence is not None:
+        logits = copy.data[index, observation]
+        copy.data[index, observation] = torch.where(logits == logits.max(), confidence, 0.0)
+    return copy
 
 
-def test_verification_exposes_a_follower_that_does_not_best_respond(script):
+def test_what_verification_sees_and_what_only_the_exact_regret_sees(trained):
+    """One reply to tit-for-tat of a trained follower is flipped. If it is unsure of it, the paper's 50 further
+    iterations find the mistake. If it is as sure as it was of the right one, it tries no other action, and they find
+    nothing; the exact regret tells, and decides the verdict."""
+    script, args, follower = trained
+    tit_for_tat = script.table_index(np.array([1, 0, 1, 0, 1]))
+    assert script.evaluate(args.game, follower.argmax(-1).numpy())["follower_regret"][tit_for_tat] < 1e-9
+    assert follower.detach()[tit_for_tat, 1].softmax(-1).max() > 0.9
+    gains = {}
+    for confidence in (None, 0.1):
+        wrong = flipped(follower, tit_for_tat, 3, confidence)
+        regret = script.evaluate(args.game, wrong.argmax(-1).numpy())["follower_regret"][tit_for_tat]
+        assert regret > 0.05
+        torch.manual_seed(1)
+        gains[confidence] = script.verify(wrong, tit_for_tat, args) / regret
+    assert gains[0.1] == pytest.approx(1) and gains[None] == pytest.approx(0)
+
+
+def test_a_run_whose_follower_errs_is_no_equilibrium(trained, run, tmp_path):
+    """A confident wrong reply to every leader that pays: whatever the leader settles on, the verdict names it."""
+    script, args, follower = trained
+    wrong = follower.detach().flip(-1)
+    model = {"game": [args.game.reward.tolist(), 10], "follower": wrong, "follower_steps": 52_500}
+    torch.save(model, tmp_path / "wrong.pt")
+    flags = {"follower_checkpoint": str(tmp_path / "wrong.pt"), "total_timesteps": 60_000, "run_dir": str(tmp_path)}
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        result = script.main(script.Args(**flags))
+    assert result["follower_regret"] > 0.05 and "NOT a Stackelberg equilibrium" in printed.getvalue()
+
+
+def test_verification_exposes_a_follower_that_never_learned(script):
     """A follower that never learned gains when it is trained further: the check can fail."""
     args = script.Args(env_id="prisoners_dilemma")
-    game = script.make_game(args)
     torch.manual_seed(1)
-    follower = script.Follower()
-    with torch.no_grad():  # always defects, with the little conviction of an untrained policy
-        preference = follower.q_values.T if hasattr(follower, "q_values") else follower.actor.weight
-        preference[1] += 0.1
-    assert (follower.greedy_tables() == 1).all()
+    # always defects, with the little conviction of an untrained policy
+    follower = torch.nn.Parameter(0.01 * torch.randn(32, 5, 2) + torch.tensor([0.0, 0.1]))
+    assert (follower.argmax(-1) == 1).all()
     tit_for_tat = script.table_index(np.array([1, 0, 1, 0, 1]))
-    leader_gain, follower_gain = script.verify(follower, game, tit_for_tat, args)
-    assert follower_gain > 0.5 and leader_gain > 0.5
+    assert script.verify(follower, tit_for_tat, args) > 0.5
 
 
 def test_a_wrong_first_action_is_a_trap(script):
     """In hero, a leader that starts with 0 would gain by starting with 1, but loses if it changes only its answer to
     the query, or only its play: a leader that samples the two apart needs both at once."""
-    game = script.make_game(script.Args(env_id="hero"))
-    follower = best_response_follower(script, game)
+    game = script.Args(env_id="hero").game
+    replies = best_replies(script, game)
     wrong, right = np.array([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]])
 
     def leader_return(answered, played):
-        replies = follower(np.arange(5), np.tile(answered, (5, 1)))
-        return script.play(game, played[None], replies[None])[0].item()
+        return exact_returns(script, game, [played], replies[[script.table_index(answered)]])[0].item()
 
     assert leader_return(right, right) > leader_return(wrong, wrong) + 0.05
     assert max(leader_return(right, wrong), leader_return(wrong, right)) < leader_return(wrong, wrong) - 0.05
 
 
-def foreign_ppo(envs, total_timesteps, seed):
-    """A PPO written in the shape of CleanRL's `ppo.py`: it knows Gymnasium's vector API and nothing of this project.
-
-    Separate two-layer tanh networks, GAE, minibatches, clipped value loss, gradient clipping, annealed learning rate.
-    """
-    torch.manual_seed(seed)
-    obs_size, num_actions = int(np.prod(envs.single_observation_space.shape)), envs.single_action_space.n
-    sizes = [(obs_size, 64), (64, 64)]
-    actor = nn.Sequential(*(m for s in sizes for m in (nn.Linear(*s), nn.Tanh())), nn.Linear(64, num_actions))
-    critic = nn.Sequential(*(m for s in sizes for m in (nn.Linear(*s), nn.Tanh())), nn.Linear(64, 1))
-    parameters = [*actor.parameters(), *critic.parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=2.5e-3, eps=1e-5)
-    num_steps, num_envs = 64, envs.num_envs
-    updates = total_timesteps // (num_steps * num_envs)
-    obs = torch.zeros((num_steps, num_envs, *envs.single_observation_space.shape))
-    actions = torch.zeros((num_steps, num_envs), dtype=torch.int64)
-    logprobs, rewards, dones, values = torch.zeros((4, num_steps, num_envs))
-    next_obs, next_done = torch.Tensor(envs.reset(seed=seed)[0]), torch.zeros(num_envs)
-    for update in range(updates):
-        optimizer.param_groups[0]["lr"] = (1 - update / updates) * 2.5e-3
-        for step in range(num_steps):
-            obs[step], dones[step] = next_obs, next_done
-            with torch.no_grad():
-                probs = Categorical(logits=actor(next_obs))
-                actions[step], values[step] = probs.sample(), critic(next_obs).squeeze(-1)
-                logprobs[step] = probs.log_prob(actions[step])
-            next_obs, reward, terminations, truncations, _ = envs.step(actions[step].numpy())
-            rewards[step] = torch.tensor(reward)
-            next_obs, next_done = torch.Tensor(next_obs), torch.Tensor(np.logical_or(terminations, truncations))
-        with torch.no_grad():
-            advantages, last = torch.zeros_like(rewards), 0
-            for t in reversed(range(num_steps)):
-                final = t == num_steps - 1
-                nonterminal = 1 - (next_done if final else dones[t + 1])
-                bootstrap = critic(next_obs).squeeze(-1) if final else values[t + 1]
-                delta = rewards[t] + 0.99 * bootstrap * nonterminal - values[t]
-                advantages[t] = last = delta + 0.99 * 0.95 * nonterminal * last
-        flat = [x.flatten(0, 1) for x in (obs, actions, logprobs, advantages, advantages + values, values)]
-        for _ in range(4):
-            for batch in torch.randperm(num_steps * num_envs).chunk(4):
-                b_obs, b_actions, b_logprobs, b_advantages, b_returns, b_values = (x[batch] for x in flat)
-                probs, value = Categorical(logits=actor(b_obs)), critic(b_obs).squeeze(-1)
-                ratio = (probs.log_prob(b_actions) - b_logprobs).exp()
-                adv = (b_advantages - b_advantages.mean()) / (b_advantages.std() + 1e-8)
-                policy_loss = torch.max(-adv * ratio, -adv * ratio.clamp(0.8, 1.2)).mean()
-                clipped = b_values + (value - b_values).clamp(-0.2, 0.2)
-                value_loss = torch.max((value - b_returns) ** 2, (clipped - b_returns) ** 2).mean() / 2
-                loss = policy_loss - 0.01 * probs.entropy().mean() + 0.5 * value_loss
-                optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(parameters, 0.5)
-                optimizer.step()
-    return actor(torch.eye(obs_size)).argmax(dim=1).numpy()
-
-
-@pytest.mark.parametrize("name", ["prisoners_dilemma", "coordination"])
-def test_foreign_ppo_trains_a_leader(name):
-    script = importlib.import_module(MATRIX_SCRIPTS[0])  # all scripts have the same POMDP (test_shared_blocks)
-    args = script.Args(env_id=name)
-    game = script.make_game(args)
-    torch.manual_seed(1)
-    follower = script.Follower()
-    for _ in script.train_follower(follower, game, script.random_leaders(1, True), 500, args, ""):
-        pass
-    replies = follower.greedy_tables()
-    envs = script.LeaderPOMDP(game, lambda o, context: replies[script.table_index(context), o], num_envs=16)
-    leader = foreign_ppo(gym.wrappers.vector.RecordEpisodeStatistics(envs), total_timesteps=100_000, seed=1)
-    leader_return, _ = script.play(game, leader[None], replies[[script.table_index(leader)]])
-    assert leader_return[0] >= OPTIMA[name] - 0.1 - 1e-9
-
-
-# The settings that the paper's Table 4 leaves out, as its authors' code has them.
+# What the paper's Table 4 leaves out, as its authors' code has it (mgerstgrasser/oracles_and_followers, e98db77).
 AUTHORS_FOLLOWER = {"follower_baseline_rate": 0.0, "shuffled_leaders": False}
 AUTHORS = {
     "stackelberg_ppo_matrix": {**AUTHORS_FOLLOWER, "adam_eps": 1e-8, "update_epochs": 30},
     "stackelberg_pg_matrix": {**AUTHORS_FOLLOWER, "adam_eps": 1e-8, "baseline": False, "norm_adv": False},
     "stackelberg_dqn_matrix": {**AUTHORS_FOLLOWER, "n_step": 1, "centre_rewards": False},
 }
-# What a script's defaults are held to: runs within TOLERANCE, and the median of steps_to_converge.
+# What a script's defaults are held to: greedy leaders within TOLERANCE, and the median of steps_to_converge.
 BOUNDS = {
-    "stackelberg_ppo_matrix": (58, 70_000),
+    "stackelberg_ppo_matrix": (59, 70_000),
     "stackelberg_pg_matrix": (54, 60_000),
     "stackelberg_dqn_matrix": (54, np.inf),
 }
@@ -218,14 +211,16 @@ def acceptance_runs(script, run_dir, settings):
     misses = [r for r in results if abs(r["leader_regret"]) > TOLERANCE[script.__name__] + 1e-9]
     steps = [r["steps_to_converge"] or np.inf for r in results]
     print(f"\n{script.__name__} {settings or 'defaults'}\n")
-    print("| game | at the optimum | median steps | follower_regret_all |\n|---|---|---|---|")
+    print("| game | greedy, at the optimum | median steps | exploring | follower_regret_all |\n|---|---|---|---|---|")
     for name in GAMES:
         of_game = [r for r in results if r["env_id"] == name]
         median = np.median([r["steps_to_converge"] or np.inf for r in of_game])
-        hits = sum(r not in misses for r in of_game)
-        print(f"| {name} | {hits}/5 | {median:,.0f} | {np.mean([r['follower_regret_all'] for r in of_game]):.2f} |")
+        exploring = np.median([r["steps_to_converge_exploring"] or np.inf for r in of_game])
+        hits, regret = sum(r not in misses for r in of_game), np.mean([r["follower_regret_all"] for r in of_game])
+        print(f"| {name} | {hits}/5 | {median:,.0f} | {exploring:,.0f} | {regret:.2f} |")
     mean_regret = np.mean([r["follower_regret_all"] for r in results])
-    print(f"| all | {len(results) - len(misses)}/60 | {np.median(steps):,.0f} | {mean_regret:.2f} |\n")
+    exploring = np.median([r["steps_to_converge_exploring"] or np.inf for r in results])
+    print(f"| all | {60 - len(misses)}/60 | {np.median(steps):,.0f} | {exploring:,.0f} | {mean_regret:.2f} |\n")
     print(f"largest follower_regret {max(r['follower_regret'] for r in results):.2f}, ", end="")
     print(f"verification_gain {max(r['verification_gain'] for r in results):.2f}; ", end="")
     print(f"{np.median([r['steps_per_second'] for r in results]):,.0f} steps per second (median)")

@@ -249,10 +249,6 @@ class Leader(nn.Module):
         """Returns the distributions of the action, [...], for observations [..., 5]."""
         return Categorical(logits=self.actor(observation), validate_args=False)
 
-    def greedy_index(self) -> int:
-        """Returns the index of its greedy table."""
-        return table_index(self.actor.weight.argmax(0).numpy())
-
 
 # ------------------------------------------------------------------------------------------------ the exact solution
 def play(game: MatrixGame, leader_tables: np.ndarray, follower_policies: np.ndarray, uniforms=0.5):
@@ -497,18 +493,18 @@ def main(args: Args) -> dict:
     leader, curve = Leader(), []
 
     def log_leader(leader_steps: int, scalars: dict[str, float]):
-        global_step, index = args.follower_steps + leader_steps, leader.greedy_index()
+        index, global_step = table_index(leader.actor.weight.argmax(0).numpy()), args.follower_steps + leader_steps
         log(global_step, scalars | {f"charts/{name}": values[index] for name, values in exact.items()})
         curve.append([global_step, exact["leader_return_greedy"][index], scalars["charts/leader_return"]])
 
     train_leader(leader, LeaderPOMDP(game, replies, args.num_envs), args, log_leader)
+    index = table_index(leader.actor.weight.argmax(0).numpy())
     if args.save_model:
         model = {"game": [game.reward.tolist(), game.num_steps], "follower_steps": args.follower_steps}
         torch.save({**model, "follower": follower.data, "leader": leader.state_dict()}, f"{run_path}/model.pt")
 
     # phase 3: verify the equilibrium
     torch.manual_seed(args.seed)
-    index = leader.greedy_index()
     verification_gain = verify(follower, index, args)
 
     result = {"script": os.path.basename(__file__), "env_id": args.env_id, "seed": args.seed, "args": asdict(args)}

@@ -328,7 +328,7 @@ def finish(result: dict, run_path: str) -> None:
         batches = [run["steps_to_settle"] or math.inf for run in runs]
         median = np.median(batches) / result["batch_steps"]
         first = [np.argmax(run["follower_values_after_first_batch"]) == run["leader_policy"][0] for run in runs]
-        print(f"    settled on an action (95 %) after {median:g} batches (median; inf: never); ", end="")
+        print(f"    settled on an action (95 %) after {median:g} batches (median); ", end="")
         print(f"{sum(first)} on what the follower preferred after the first batch")
     print(f"  curves             tensorboard --logdir {run_path}\n  result             {run_path}/result.json")
 

@@ -185,7 +185,7 @@ def solve(game: MatrixGame) -> tuple[float, float, np.ndarray]:
     _, _, rewards = play(game, TABLES.repeat(n, axis=0), np.tile(TABLES, (n, 1)))
     leader_rewards, follower_rewards = rewards.mean(axis=1).reshape(2, n, n)
     best = follower_rewards.max(axis=1)
-    is_best = follower_rewards >= best[:, None] - 1e-9
+    is_best = follower_rewards >= best[:, None] - 1e-6  # what rounding leaves of a tie
     optimistic, pessimistic = np.where(is_best, leader_rewards, -np.inf), np.where(is_best, leader_rewards, np.inf)
     return optimistic.max(), pessimistic.min(axis=1).max(), best
 
@@ -203,7 +203,7 @@ def best_response_reward(game: MatrixGame, leader: np.ndarray) -> float:
             rewards += (weight * game.reward[:, action, TABLES]).sum(axis=-1) / game.num_steps
             np.add.at(reached_next, (rows, 1 + NUM_ACTIONS * action + TABLES), weight)
         reached = reached_next
-    return rewards[0, rewards[1] >= rewards[1].max() - 1e-9].max()
+    return rewards[0, rewards[1] >= rewards[1].max() - 1e-6].max()
 
 
 TOLERANCE = 0.05 + 1e-6  # what passes for equal, in mean rewards: half of what one step of ten can change

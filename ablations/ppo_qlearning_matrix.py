@@ -217,7 +217,7 @@ def solve(game: MatrixGame) -> tuple[float, float, np.ndarray]:
     _, _, rewards = play(game, TABLES.repeat(n, axis=0), np.tile(TABLES, (n, 1)))
     leader_rewards, follower_rewards = rewards.mean(axis=1).reshape(2, n, n)
     best = follower_rewards.max(axis=1)
-    is_best = follower_rewards >= best[:, None] - 1e-9
+    is_best = follower_rewards >= best[:, None] - 1e-6  # what rounding leaves of a tie
     optimistic, pessimistic = np.where(is_best, leader_rewards, -np.inf), np.where(is_best, leader_rewards, np.inf)
     return optimistic.max(), pessimistic.min(axis=1).max(), best
 
@@ -230,7 +230,7 @@ def best_response_rewards(game: MatrixGame) -> np.ndarray:
     n = len(TABLES)
     _, _, rewards = play(game, TABLES.repeat(n, axis=0), np.tile(TABLES, (n, 1)))
     leader_rewards, follower_rewards = rewards.mean(axis=1).reshape(2, n, n)
-    is_best = follower_rewards >= follower_rewards.max(axis=1, keepdims=True) - 1e-9
+    is_best = follower_rewards >= follower_rewards.max(axis=1, keepdims=True) - 1e-6
     return np.where(is_best, leader_rewards, -np.inf).max(axis=1)
 
 

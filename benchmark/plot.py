@@ -246,7 +246,7 @@ def fig1(results_dir: Path):
     )
     figure.supylabel("leader's return per game step", fontsize=9)
     entries = method_entries(rows[rows["script"] != "es_md_matrix"])
-    entries.append(("ES-MD, where it ends", {"color": BLACK, "linestyle": "", "marker": "P"}))
+    entries.append(("ES-MD, where it ends (small: greedy)", {"color": BLACK, "linestyle": "", "marker": "P"}))
     legend_above(figure, [*entries, *MEASURES, optimum_entry(), pre_training_entry(paper_follower)], 3)
     return figure
 
@@ -488,8 +488,16 @@ def es_md(results_dir: Path):
         ax.minorticks_off()
         if game == "prisoners_dilemma":
             ax.axhline(STOCHASTIC_LIMIT, zorder=1, **limit)
-            text = f"stochastic leaders can get\nup to {minus(STOCHASTIC_LIMIT)} (red dots)"
-            ax.text(0.97, 0.03, text, color=RED, fontsize=7.5, ha="right", va="bottom", transform=ax.transAxes)
+            text = f"stochastic leaders: up to {minus(STOCHASTIC_LIMIT)}"
+            ax.text(
+                0.97,
+                STOCHASTIC_LIMIT + 0.05,
+                text,
+                color=RED,
+                fontsize=7.5,
+                ha="right",
+                transform=ax.get_yaxis_transform(),
+            )
     figure.supxlabel("environment steps, all followers' learning included (log scale)", fontsize=9)
     figure.supylabel("leader's return per game step", fontsize=9)
     entries = [("ES-MD's leader as it is: stochastic", {"color": RED})]

@@ -194,8 +194,8 @@ def run_in_processes(runs: list[Run], args: Args) -> Iterator[tuple[Run, str]]:
     with it, where a pool of processes would break.
     """
     context = multiprocessing.get_context("forkserver")
-    libraries = "gymnasium torch.distributions torch.utils.tensorboard tqdm tyro"
-    context.set_forkserver_preload([*libraries.split(), "torch._dynamo"])  # the last is what torch.optim loads later
+    libraries = "gymnasium pandas submitit torch._dynamo torch.utils.tensorboard tqdm tyro"
+    context.set_forkserver_preload(libraries.split())  # torch._dynamo: what torch.optim imports when it is first used
     waiting, at_work = list(runs), {}
     try:
         while waiting or at_work:
@@ -327,7 +327,11 @@ def table(summary: pd.DataFrame) -> str:
 
     rows = summary.assign(cell=[f"{cell(row, '_exploring')}; {cell(row, '')}" for row in summary.to_dict("records")])
     cells = rows.set_index(["env_id", "script"])["cell"].unstack(sort=False, fill_value="").rename(columns=METHODS)
-    lines = [["game (as it explores; greedy)", *cells], ["---"] * (1 + len(cells.columns)), *cells.reset_index().to_numpy()]
+    lines = [
+        ["game (as it explores; greedy)", *cells],
+        ["---"] * (1 + len(cells.columns)),
+        *cells.reset_index().to_numpy(),
+    ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

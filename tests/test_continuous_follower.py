@@ -1,18 +1,14 @@
 """A follower that is reset or kept: the trap in closed form, the leaders, and what the script reports."""
 
-import csv
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import tyro
+from conftest import parse
 
 from ablations import continuous_follower as script
-
-ROOT = Path(__file__).parent.parent
 
 
 def train(reset, num_seeds=8, probability=0.5, **flags):
@@ -129,22 +125,22 @@ def test_the_gradient_is_that_of_the_expected_return():
 @pytest.fixture
 def run(tmp_path, capsys):
     def run(*flags):
-        flags = ["--run-dir", str(tmp_path / "runs"), *map(str, flags)]
-        result = script.main(tyro.cli(script.Args, args=flags))
+        result = script.main(parse(script, "--run-dir", tmp_path / "runs", *flags))
         return result, capsys.readouterr().out
 
     return run
 
 
 def test_a_seed_does_not_depend_on_its_neighbours(run):
-    together, _ = run("--total-timesteps", 1100, "--num-seeds", 3, "--seed", 5)
-    alone, _ = run("--total-timesteps", 1100, "--num-seeds", 1, "--seed", 7)
-    assert [r for r in together["runs"] if r["seed"] == 7] == alone["runs"]
+    """Long enough for points of a curve that are means of several batches."""
+    together, _ = run("--total-timesteps", 55_000, "--num-seeds", 3, "--seed", 5)
+    alone, _ = run("--total-timesteps", 55_000, "--num-seeds", 1, "--seed", 7, "--arm", "kept")
+    assert [r for r in together["runs"] if (r["seed"], r["arm"]) == (7, "kept")] == alone["runs"]
     assert len({json.dumps(r["curve"]) for r in together["runs"]}) == 6
 
 
 def test_result_and_words(run, tmp_path):
-    result, printed = run("--num-seeds", 4, "--total-timesteps", 66_000, "--learning-rate", 0.015)
+    result, printed = run("--num-seeds", 4)
     assert "4 of 4 leaders at 2, 0 at the follower's choice, 1, or below" in printed
     assert "0 of 4 leaders at 2, 4 at the follower's choice, 1, or below" in printed
     for r in result["runs"]:
@@ -152,14 +148,14 @@ def test_result_and_words(run, tmp_path):
         assert r["leader_regret"] == r["stackelberg_value"] - r["leader_return_greedy"] and r["stackelberg_value"] == 2
         assert r["follower_regret"] == pytest.approx(0, abs=0.01) and r["follower_policy"] == r["leader_policy"]
         steps, greedy, exploring = np.array(r["curve"]).T
-        assert steps[-1] == result["leader_steps"] == 66_000 and len(steps) == 50
+        assert steps[-1] == result["leader_steps"] == 110_000 and len(steps) == 50
         assert greedy[-1] == r["leader_return_greedy"]
         assert r["leader_return"] == pytest.approx(exploring[-5:].mean()) and r["leader_return"] < greedy[-1]
         late = greedy[steps >= r["steps_to_converge"]] if r["steps_to_converge"] else greedy[-1:]
         assert (late > 1.95).all() == (r["arm"] == "reset")
         values = r["follower_values_when_settled"]
         if r["steps_to_settle"] is not None:
-            assert 0 < r["steps_to_settle"] <= 66_000 and r["steps_to_settle"] % 110 == 0
+            assert 0 < r["steps_to_settle"] <= 110_000 and r["steps_to_settle"] % 110 == 0
             assert r["arm"] == "reset" or np.argmax(values) == r["leader_policy"][0]
     greedy = {arm: [p[1] for r in result["runs"] if r["arm"] == arm for p in r["curve"]] for arm in ("reset", "kept")}
     assert min(greedy["reset"]) > 0.99  # a follower that starts from scratch finds its reply to either action
@@ -174,12 +170,6 @@ def test_one_arm_alone(run):
     assert {r["arm"] for r in result["runs"]} == {"kept"} and "Q-table reset" not in printed
 
 
-def test_a_diverged_run_names_the_flag_and_leaves_no_result(run, tmp_path):
-    with pytest.raises(SystemExit, match="lower --learning-rate"):
-        run("--learning-rate", 1e308, "--num-seeds", 2, "--total-timesteps", 5500)
-    assert not list(tmp_path.rglob("result.json*"))
-
-
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -189,9 +179,7 @@ def test_a_diverged_run_names_the_flag_and_leaves_no_result(run, tmp_path):
         (("--arm", "both_"), "--arm"),
     ],
 )
-def test_wrong_input_writes_nothing(flags, words, run, tmp_path, capsys):
+def test_wrong_flags(flags, words, capsys):
     with pytest.raises(SystemExit) as error:
-        run(*flags)
-    message = " ".join(re.sub(r"[│\s]+", " ", capsys.readouterr().err).split())
-    assert error.value.code == 2 and words in message
-    assert not (tmp_path / "runs").exists()
+        parse(script, *flags)
+    assert error.value.code == 2 and words in " ".join(re.sub(r"[│\s]+", " ", capsys.readouterr().err).split())

@@ -112,10 +112,10 @@ def test_wrong_input_ends_in_tyros_box_and_nothing_written(script, checkpoint, t
 
 
 def test_wrong_input_in_a_terminal_of_its_own(any_script, tmp_path):
-    command = [sys.executable, any_script.__file__, "--num-steps", "-1"]
+    command = [sys.executable, any_script.__file__, "--seed", "-1"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == "" and list(tmp_path.iterdir()) == []
-    assert "Value error" in done.stderr and "--num-steps must be positive, got -1" in done.stderr
+    assert "Value error" in done.stderr and "--seed must be positive, got -1" in done.stderr
 
 
 def test_a_diverged_run_says_what_to_lower_and_leaves_no_result(script, run, tmp_path):

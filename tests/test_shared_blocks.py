@@ -53,6 +53,10 @@ must hold a batch each")
 """,
         ),
     ],
+    ("stackelberg_dqn_matrix", "main"): [
+        ("global_step = table_index(leader.actor.", "global_step = table_index(leader.q_network."),
+        ("    index = table_index(leader.actor.", "    index = table_index(leader.q_network."),
+    ],
 }
 
 

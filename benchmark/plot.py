@@ -488,16 +488,8 @@ def es_md(results_dir: Path):
         ax.minorticks_off()
         if game == "prisoners_dilemma":
             ax.axhline(STOCHASTIC_LIMIT, zorder=1, **limit)
-            text = f"stochastic leaders: up to {minus(STOCHASTIC_LIMIT)}"
-            ax.text(
-                0.97,
-                STOCHASTIC_LIMIT + 0.05,
-                text,
-                color=RED,
-                fontsize=7.5,
-                ha="right",
-                transform=ax.get_yaxis_transform(),
-            )
+            text = {"s": f"stochastic leaders: up to {minus(STOCHASTIC_LIMIT)}", "color": RED, "fontsize": 7.5}
+            ax.text(0.97, STOCHASTIC_LIMIT + 0.08, **text, ha="right", transform=ax.get_yaxis_transform())
     figure.supxlabel("environment steps, all followers' learning included (log scale)", fontsize=9)
     figure.supylabel("leader's return per game step", fontsize=9)
     entries = [("ES-MD's leader as it is: stochastic", {"color": RED})]

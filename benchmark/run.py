@@ -188,14 +188,11 @@ def end_of_log(run: Run, run_dir: str) -> str:
 
 # ------------------------------------------------------------------------------------------------- many runs at a time
 def run_in_processes(runs: list[Run], args: Args) -> Iterator[tuple[Run, str]]:
-    """Executes runs, some at a time, each in its own process; yields each run and how its process ended.
-
-    The processes are forks of one that has imported the libraries. One that dies (out of memory, say) takes nothing
-    with it, where a pool of processes would break.
-    """
+    """Executes runs, some at a time, each in its own process; yields each run and how its process ended. One that dies
+    (out of memory, say) takes nothing with it, where a pool of processes would break."""
     context = multiprocessing.get_context("forkserver")
     libraries = "gymnasium pandas submitit torch._dynamo torch.utils.tensorboard tqdm tyro"
-    context.set_forkserver_preload(libraries.split())  # torch._dynamo: what torch.optim imports when it is first used
+    context.set_forkserver_preload(libraries.split())  # once for all; torch._dynamo is for torch.optim
     waiting, at_work = list(runs), {}
     try:
         while waiting or at_work:
@@ -327,11 +324,8 @@ def table(summary: pd.DataFrame) -> str:
 
     rows = summary.assign(cell=[f"{cell(row, '_exploring')}; {cell(row, '')}" for row in summary.to_dict("records")])
     cells = rows.set_index(["env_id", "script"])["cell"].unstack(sort=False, fill_value="").rename(columns=METHODS)
-    lines = [
-        ["game (as it explores; greedy)", *cells],
-        ["---"] * (1 + len(cells.columns)),
-        *cells.reset_index().to_numpy(),
-    ]
+    header = ["game (as it explores; greedy)", *cells]
+    lines = [header, ["---"] * len(header), *cells.reset_index().to_numpy()]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

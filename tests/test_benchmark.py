@@ -86,6 +86,9 @@ def quick(tmp_path_factory):
     with open(folder / "lock", "w") as file, pytest.MonkeyPatch.context() as patch:
         fcntl.flock(file, fcntl.LOCK_EX)
         patch.setattr(benchmark, "GAMES", ("prisoners_dilemma", "stag_hunt"))
+        patch.setitem(benchmark.QUICK, "hidden_queries", {"follower_timesteps": 1040, "total_timesteps": 2100})
+        patch.setitem(benchmark.QUICK, "noninvariant_leader", {"follower_timesteps": 1040, "total_timesteps": 2080})
+        patch.setitem(benchmark.QUICK, "theorem2_divergence", {"num_episodes": 60})
         args = benchmark.Args(figures=("all",), quick=True, jobs=1, run_dir=str(folder / "runs"))
         figures = benchmark.runs_of_figures(args)
         if not (folder / "printed").exists():
@@ -365,8 +368,6 @@ def test_submitits_local_executor_runs_two_tasks(quick, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and len(finished(tmp_path)) == 2, done.stderr
     assert len(list(tmp_path.glob("submitit/*_result.pkl"))) == 2
-    again = subprocess.run(command, capture_output=True, text=True)
-    assert again.returncode == 0 and "2 runs, 2 of them finished before" in again.stdout, again.stderr
     assert (tmp_path / "quick/fig5.csv").read_text() == (quick[0] / "quick/fig5.csv").read_text()
 
 

@@ -340,15 +340,3 @@ def test_readme_and_ci_run_the_same_two_commands():
     for text in ((ROOT / "README.md").read_text(), (ROOT / ".ci/run").read_text()):
         assert all(re.search(rf"^ *{re.escape(command)}$", text, re.MULTILINE) for command in commands)
     assert os.access(ROOT / ".ci/run", os.X_OK)
-
-
-def test_readmes_run_flags_are_understood():
-    """Every command line in the README that calls a script parses."""
-    import importlib
-
-    lines = re.findall(
-        r"^ +(?:pip .*&& )?python (?:ablations/)?(\w+)\.py(.*)$", (ROOT / "README.md").read_text(), re.MULTILINE
-    )
-    assert len(lines) >= 6
-    for script, flags in lines:
-        parse(importlib.import_module(script), *flags.split())

@@ -1,13 +1,10 @@
 """The replay follower: an order of magnitude fewer steps, on the paper's games and on others."""
 
 import contextlib
-import csv
 import importlib
 import io
 import os
-import re
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +12,6 @@ import torch
 from conftest import parse
 from test_matrix_game import GAMES, brute_force
 
-ROOT = Path(__file__).parent.parent
 # Payoffs of 2x2 games that nobody chose: uniform in [-3, 0], independent for both players.
 PAYOFFS = {
     f"random_{seed}": np.random.default_rng(seed).uniform(-3, 0, (2, 4)).tolist()
@@ -162,41 +158,6 @@ def test_a_diverged_follower_ends_the_run(script, flags, tmp_path):
     with pytest.raises(SystemExit, match=f"diverged: lower .*{flags[0]}"):
         script.main(parse(script, "--run-dir", tmp_path, *flags))
     assert not [*tmp_path.glob("*/result.json*")]
-
-
-def results(name):
-    return list(csv.DictReader((ROOT / f"benchmark/results/{name}.csv").open()))
-
-
-def test_the_readmes_table_says_what_the_results_say():
-    readme = "\n".join(path.read_text() for path in (ROOT / "README.md", *ROOT.glob("benchmark/README.md")))
-    steps = {name: [] for name in (*GAMES, "all")}
-    for row in results("replay_follower"):
-        for name in (row["env_id"], "all"):
-            steps[name].append(float(row["steps_to_converge"] or "inf"))
-        assert abs(float(row["leader_regret"])) <= 0.05
-    for name, of_game in steps.items():
-        (median, most) = re.search(rf"^\| {name} \| ([\d,]*\d)[^|]* \| ([\d,]+) \|.* 480 \|$", readme, re.M).groups()
-        assert (median, most) == (f"{np.median(of_game):,.0f}", f"{max(of_game):,.0f}")
-        assert len(of_game) == (120 if name == "all" else 10)
-    words = " ".join(readme.split())
-    for flags, claim in (
-        ("--verification-iterations 0", "{} of 100 runs end at the optimum, median {:,.0f}, most {:,.0f} steps"),
-        ("--verification-iterations 0 --risk-seeking 0 --ent-coef 0", "{} of 100, median {:,.0f}."),
-    ):
-        of_flags = [row for row in results("replay_prisoners_dilemma") if row["flags"] == flags]
-        hits = sum(abs(float(row["leader_regret"])) <= 0.05 + 1e-9 for row in of_flags)
-        of_flags = [float(row["steps_to_converge"] or "inf") for row in of_flags]
-        assert len(of_flags) == 100 and claim.format(hits, np.median(of_flags), max(of_flags)) in words
-    missed = [row["env_id"] for row in results("replay_random_games") if not row["steps_to_converge"]]
-    assert missed == ["random_8"] and "payoffs uniform in [-3, 0], 19 end at the optimum" in words
-
-
-def test_results_of_random_games_hold_their_payoffs():
-    """The list of games in the file is the one of this test."""
-    for row in results("replay_random_games"):
-        payoffs = [float(word) for word in row["flags"].split() if not word.startswith("--")]
-        assert payoffs == [*PAYOFFS[row["env_id"]][0], *PAYOFFS[row["env_id"]][1]]
 
 
 @pytest.mark.acceptance

@@ -1,0 +1,306 @@
+"""Writes the tables of benchmark/README.md and ablations/README.md from the CSVs in benchmark/results.
+
+    python benchmark/tables.py
+
+A table stands between `<!-- NAME -->` and `<!-- end -->`, where NAME is a function of this file. So no number in them is
+typed; tests/test_readmes.py holds the texts to what this script would write.
+"""
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+sys.path.append(str(Path(__file__).resolve().parent))
+
+import run
+
+ROOT = Path(__file__).resolve().parent.parent
+READMES = ("README.md", "benchmark/README.md", "ablations/README.md")
+NEAR = 0.05 + 1e-6  # per step, in the paper's scale: what passes for the optimum
+
+
+def load(name: str) -> pd.DataFrame:
+    """Returns a CSV of benchmark/results."""
+    return pd.read_csv(ROOT / f"benchmark/results/{name}.csv")
+
+
+def pick(rows: pd.DataFrame, **labels) -> pd.DataFrame:
+    """Returns the rows with these labels."""
+    for column, value in labels.items():
+        rows = rows[rows[column] == value]
+    return rows
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """Returns a Markdown table."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows])
+
+
+def number(value: float, digits: int = 2) -> str:
+    """Returns a number with so many digits, never -0."""
+    return f"{round(value, digits) + 0.0:.{digits}f}"
+
+
+def steps(column: pd.Series) -> str:
+    """Returns after how many steps the median run gets there, or "never"."""
+    median = column.fillna(float("inf")).quantile(0.5, interpolation="higher")
+    return "never" if median == float("inf") else f"{median:,.0f}"
+
+
+def arrivals(rows: pd.DataFrame) -> list[str]:
+    """Returns how many runs end at the optimum, and the median steps: of the leader as it explores, and greedy."""
+    return [
+        f"{rows[column].notna().sum()}/{len(rows)} {steps(rows[column])}"
+        for column in ("steps_to_converge_exploring", "steps_to_converge")
+    ]
+
+
+# ------------------------------------------------------------------------------------------------- benchmark/README.md
+def fig1() -> str:
+    """Figure 1: every game and method."""
+    return run.table(load("fig1_summary"))
+
+
+def authors() -> str:
+    """PPO, PG and DQN with our defaults and with the authors' settings."""
+    ours, theirs = load("fig1_runs"), load("variants")
+    rows = []
+    for name in ("PPO", "PG", "DQN"):
+        script = f"stackelberg_{name.lower()}_matrix"
+        for settings, some in (
+            ("defaults", pick(ours, script=script)),
+            ("the authors'", pick(theirs, setting=f"{name.lower()} authors")),
+        ):
+            gap = (some["leader_return_greedy"] - some["stackelberg_value"]).abs()
+            tenth, regret = f"{(gap <= 0.1 + 1e-6).sum()}/{len(some)}", some["follower_regret_all"].mean()
+            exploring, greedy = arrivals(some)
+            rows.append([name, settings, exploring, greedy, tenth, number(regret)])
+    header = ["leader", "settings", "as it explores: runs at the optimum, median steps", "greedy: runs, steps"]
+    return markdown([*header, "greedy, within 0.1", "follower's regret, summed over 32 leaders"], rows)
+
+
+def dqn_targets() -> str:
+    """What the greedy leader misses with each of DQN's targets."""
+    ours, variants = load("fig1_runs"), load("variants")
+    settings = {
+        "one step (`--n-step 1`)": pick(variants, setting="dqn one step"),
+        "5 steps (default)": pick(ours, script="stackelberg_dqn_matrix"),
+        "whole episode (`--n-step 0`)": pick(variants, setting="dqn whole episode"),
+        "one step, uncentred rewards (authors)": pick(variants, setting="dqn authors"),
+    }
+    rows = []
+    for name, some in settings.items():
+        regrets = some["stackelberg_value"] - some["leader_return_greedy"]
+        cells = [regrets[some["env_id"] == game].map(lambda x: number(x, 1)) for game in ("prisoners_dilemma", "chicken")]
+        rows.append([name, *(", ".join(cell) for cell in cells)])
+    return markdown(["target", "prisoners_dilemma", "chicken"], rows)
+
+
+def replay() -> str:
+    """The replay follower with ten seeds, beside PPO with the paper's follower."""
+    runs, ppo = pick(load("variants"), setting="replay"), pick(load("fig1_runs"), script="stackelberg_ppo_matrix")
+    rows = []
+    for game in [*run.GAMES, "all"]:
+        some, others = (x if game == "all" else pick(x, env_id=game) for x in (runs, ppo))
+        rows.append([game, *arrivals(some), f"{some['steps_to_converge'].max():,.0f}", *arrivals(others)])
+    header = ["game", "as it explores: runs, median steps", "greedy: runs, median steps", "greedy: most steps"]
+    return markdown([*header, "PPO with the paper's follower: exploring", "greedy"], rows)
+
+
+def commitments() -> str:
+    """The leader's optimum by the class of commitments and replies."""
+    columns = {
+        "deterministic": "deterministic, stationary follower",
+        "deterministic_against_clock": "deterministic, follower that counts steps",
+        "stochastic_guaranteed": "stochastic, stationary follower, guaranteed",
+    }
+    rows = [[row["env_id"], *(number(row[column]) for column in columns)] for _, row in load("commitments").iterrows()]
+    return markdown(["game", *columns.values()], rows)
+
+
+def pomdp_values() -> str:
+    """What the POMDP is worth to a stochastic leader, where that differs from the optimum of deterministic ones."""
+    table = load("pomdp_values")
+    differ = table[(table["any_best_reply"] - table["deterministic"]).abs() > 0.005]
+    columns = ["deterministic", "trained_follower", "any_best_reply"]
+    rows = [[row["env_id"], *(number(row[column]) for column in columns)] for _, row in differ.iterrows()]
+    header = ["game", "optimum of deterministic leaders", "POMDP, trained follower", "POMDP, any exact follower"]
+    return markdown(header, rows)
+
+
+def verification() -> str:
+    """How often 50 further iterations find a flipped reply, by how sure the follower is of it."""
+    flips = load("verification")
+    rows = []
+    for low, high in ((0.5, 0.6), (0.6, 0.8), (0.8, 0.9), (0.9, 1.0), (0.5, 1.0)):
+        some = flips[(flips["confidence"] >= low) & (flips["confidence"] < high)]
+        found = (some["verification_gain"] > 0.01).sum()
+        mended = (some["verification_gain"] > some["follower_regret"] - 0.01).sum()
+        name = "all" if (low, high) == (0.5, 1.0) else f"{low:g} to {high:g}"
+        rows.append([name, f"{len(some):,}", f"{found} ({found / len(some):.0%})", f"{mended} ({mended / len(some):.0%})"])
+    return markdown(["probability of the wrong reply", "wrong replies", "the follower gains", "and is right again"], rows)
+
+
+def fig2() -> str:
+    """The Atari models."""
+    rows = []
+    for _, row in load("fig2_runs").iterrows():
+        values = (f"{row[f'{who}_bullet_value']:.3f} ± {row[f'{who}_bullet_value_error']:.3f}" for who in ("seller", "buyer"))
+        cells = [row["leader"], str(row["seed"]), number(row["optimal_leader_price"]), f"{row['share_at_optimum']:.0%}"]
+        cells += [f"{row['acceptance_rate']:.0%}", number(row["leader_return"])]
+        cells += [f"{row['leader_return_greedy']:.2f} ({row['stackelberg_value']:.2f})", " / ".join(values)]
+        cells += [f"{row['buyer_hits_per_shot']:.3f} / {row['buyer_hits_per_bullet']:.3f}"]
+        cells += [f"{row['best_responses_at_5_prices']} of 5"]
+        cells += [f"{number(row['verification_gain'], 3)} ± {row['verification_gain_error']:.3f}"]
+        rows.append(cells)
+    header = ["leader", "seed", "price", "share", "sold", "leader's return as it explores", "greedy (optimum)"]
+    header += ["value of a bullet, seller / buyer", "buyer's hits per shot / bullet", "responses", "gain in verification"]
+    return markdown(header, rows)
+
+
+# ------------------------------------------------------------------------------------------------- ablations/README.md
+def ended(rows: pd.DataFrame) -> list[str]:
+    """Returns the mean return of greedy and exploring leaders, and in how many seeds both are at least -0.1."""
+    returns = rows[["leader_return_greedy", "leader_return"]]
+    greedy, exploring = returns.mean()
+    return [f"{number(greedy)} ({number(exploring)})", f"{(returns >= -0.1).all(axis=1).sum()}/{len(rows)}"]
+
+
+def fig3() -> str:
+    """Observed and hidden queries."""
+    names = {"pg": "PG", "dqn": "DQN", "es": "ES"}
+    table, rows = load("fig3_runs"), []
+    for (follower, leader, rate), some in table.groupby(["follower", "leader", "learning_rate"], sort=False):
+        cells = [x for arm in ("observed", "hidden") for x in ended(pick(some, arm=arm))]
+        rows.append([follower, names[leader], f"{rate:.5f}".rstrip("0"), *cells])
+    flags = {
+        "hidden dqn 0.001": ["DQN", "0.001"],
+        "hidden dqn 0.1": ["DQN", "0.1"],
+        "hidden dqn one step": ["DQN, one-step targets (`--n-step 1`)", "0.01"],
+        "hidden es small noise": ["ES, perturbations of 0.02 (`--es-stddev 0.02`)", "0.015"],
+    }
+    for setting, labels in flags.items():
+        some = pick(load("variants"), setting=setting)
+        rows.append(["exact", *labels, *(x for arm in ("observed", "hidden") for x in ended(pick(some, arm=arm)))])
+    return markdown(["follower", "leader", "learning rate", "observed", "seeds", "hidden", "seeds"], rows)
+
+
+def fig4() -> str:
+    """Leaders that can tell queries from play, and leaders that cannot."""
+    rows = []
+    for (follower, arm, rate), some in load("fig4_runs").groupby(["follower", "arm", "learning_rate"], sort=False):
+        above = (some["leader_return_greedy"] > some["stackelberg_value"] + NEAR).sum()
+        means = [number(some[x].mean()) for x in ("leader_return_greedy", "leader_return", "follower_regret")]
+        rows.append([follower, arm, f"{rate:g}", f"{above}/{len(some)}", *means])
+    header = ["follower", "leader", "learning rate", "above the Stackelberg value", "return, greedy", "exploring"]
+    return markdown([*header, "follower's exact regret"], rows)
+
+
+def fig5() -> str:
+    """Reward withheld and given while the follower learns; other designs."""
+    runs, variants = load("fig5_runs"), load("variants")
+    designs = {"none": runs}
+    designs["`--n-step 1`: DQN's one-step targets, as the authors'"] = pick(variants, setting="reward one step")
+    designs["`--epsilon 0.2`: random actions within an episode, too"] = pick(variants, setting="reward epsilon")
+    games = list(dict.fromkeys(runs["env_id"]))
+    rows = []
+    for name, of_design in designs.items():
+        cells = []
+        for game in games:
+            parts = []
+            for reward in ("withheld", "given"):
+                some = pick(of_design, env_id=game, reward=reward)
+                hits = ((some["leader_return_greedy"] - some["stackelberg_value"]).abs() <= NEAR).sum()
+                parts.append(f"{hits} ({some['share_at_value'].mean():.0%})")
+            cells.append(", ".join(parts))
+        rows.append([name, *cells])
+    titles = [re.sub(r".*_a(.*)_p(.*)", r"a = \1, p = \2", game) for game in games]
+    return markdown(["flags", *titles], rows)
+
+
+def fig6() -> str:
+    """A follower that is reset, and one that is kept."""
+    runs, variants = load("fig6_runs"), load("variants")
+    settings = {(rate, eps): some for (rate, eps), some in runs.groupby(["learning_rate", "adam_eps"])}
+    settings |= {(rate, 0.02): pick(variants, setting=f"continuous {rate:g}") for rate in (0.015, 0.03)}
+    rows = []
+    for (rate, eps), some in sorted(settings.items(), key=lambda item: (-item[0][1], item[0][0])):
+        cells = []
+        for arm, value in (("reset", 2), ("kept", 1)):
+            greedy, exploring = (pick(some, arm=arm)[f"leader_return{x}"] for x in ("_greedy", ""))
+            hits = ((greedy - value).abs() <= NEAR).sum()
+            cells.append(f"{number(greedy.mean())} ({number(exploring.mean())}); {hits}/{len(greedy)} at {value}")
+        rows.append([f"{rate:g}", f"{eps:g}", *cells])
+    return markdown(["learning rate", "Adam's epsilon", "Q-table reset", "Q-table kept"], rows)
+
+
+def ppo_qlearning() -> str:
+    """PPO + Q-learning, beside Meta-RL PPO."""
+    fig1_runs, zero = load("fig1_runs"), pick(load("variants"), setting="ppo_qlearning zero start")
+    runs, meta = (pick(fig1_runs, script=x) for x in ("ppo_qlearning_matrix", "stackelberg_ppo_matrix"))
+    rows = []
+    for game in [*run.GAMES, "all"]:
+        some, others, from_zero = (x if game == "all" else pick(x, env_id=game) for x in (runs, meta, zero))
+        exact = ((some["leader_return_exact"] - some["stackelberg_value"]).abs() <= NEAR).sum()
+        rows.append([game, *arrivals(some), f"{exact}/{len(some)}", *arrivals(others), arrivals(from_zero)[1]])
+    header = ["game", "as it explores", "greedy", "greedy, at the end, from exact replies"]
+    return markdown([*header, "Meta-RL PPO: as it explores", "greedy", "`--q-init 0`: greedy"], rows)
+
+
+def es_md() -> str:
+    """Evolution strategies, paid while followers learn or afterwards."""
+    during = pick(load("fig1_runs"), script="es_md_matrix")
+    after = pick(load("variants"), setting="es_md paid afterwards")
+    rows = []
+    for game in run.GAMES:
+        cells = []
+        for some in (pick(during, env_id=game), pick(after, env_id=game)):
+            hits = ((some["leader_return_greedy"] - some["stackelberg_value"]).abs() <= NEAR).sum()
+            million = some["steps_to_converge"].fillna(float("inf")).median() / 1e6
+            cells += [f"{hits}/{len(some)}", f"{million:.1f}M", number(some["leader_return"].median())]
+        rows.append([game, *cells])
+    paid = ["greedy, at the optimum", "steps", "leader as it is"]
+    header = ["game", *(f"paid during: {x}" for x in paid), *(f"paid afterwards: {x}" for x in paid)]
+    return markdown(header, rows)
+
+
+def theorem2() -> str:
+    """How the leaders of each arm end."""
+    rows = []
+    summary = load("theorem2_summary")
+    for (arm, start), some in summary.groupby(["arm", "q_init"], sort=False, dropna=False):
+        queries, learner = arm.split("_", 1)
+        counts = some[["runs", "o_D_cooperate", "diverged", "tit_for_tat", "return_0"]].sum()
+        start = "" if pd.isna(start) else f"{start:g}"
+        rows.append([queries, learner.replace("_", " "), start, *(f"{count:,.0f}" for count in counts)])
+    header = ["queries", "learner", "Q starts at", "runs", "cooperates in o_D", "diverged", "tit-for-tat", "return 0"]
+    return markdown(header, rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    f.__name__: f
+    for f in (
+        *(fig1, authors, dqn_targets, replay, commitments, pomdp_values, verification, fig2),
+        *(fig3, fig4, fig5, fig6, ppo_qlearning, es_md, theorem2),
+    )
+}
+
+
+def filled(text: str) -> str:
+    """Returns a README's text with its tables made anew."""
+    pattern = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+    return pattern.sub(lambda match: f"{match[1]}\n{TABLES[match[2]]()}\n\n{match[3]}", text)
+
+
+def main() -> None:
+    """Writes all tables."""
+    for name in READMES:
+        path = ROOT / name
+        path.write_text(filled(path.read_text()))
+
+
+if __name__ == "__main__":
+    main()

@@ -156,7 +156,7 @@ def commitments() -> pd.DataFrame:
         row = {"env_id": env_id, "deterministic": optimistic, "deterministic_pessimistic": pessimistic}
         row |= {"stochastic_guaranteed": stochastic, "deterministic_against_clock": clock_values(game)[0].max()}
         rows.append({key: x if key == "env_id" else game.payoff(0, x) for key, x in row.items()})
-        rows[-1]["stochastic_leader"] = " ".join(f"{p:.3f}" for p in leader)
+        rows[-1]["stochastic_leader"] = " ".join(f"{p:.9f}" for p in leader)  # on an edge
     return pd.DataFrame(rows)
 
 

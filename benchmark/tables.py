@@ -1,9 +1,9 @@
-"""Writes the tables of benchmark/README.md and ablations/README.md from the CSVs in benchmark/results.
+"""Writes the tables of the READMEs from the CSVs in benchmark/results.
 
     python benchmark/tables.py
 
-A table stands between `<!-- NAME -->` and `<!-- end -->`, where NAME is a function of this file. So no number in them is
-typed; tests/test_readmes.py holds the texts to what this script would write.
+A table stands between `<!-- NAME -->` and `<!-- end -->`, where NAME is a function of this file. So no number in them
+is typed; tests/test_readmes.py holds the texts to what this script would write.
 """
 
 import re
@@ -58,6 +58,14 @@ def arrivals(rows: pd.DataFrame) -> list[str]:
     ]
 
 
+# ------------------------------------------------------------------------------------------------------------ README.md
+def methods() -> str:
+    """All games of Figure 1 together, by method."""
+    runs = load("fig1_runs")
+    rows = [[name, *arrivals(pick(runs, script=script))] for script, name in run.METHODS.items()]
+    return markdown(["method", "as it explores: runs at the optimum, median steps", "greedy: runs, steps"], rows)
+
+
 # ------------------------------------------------------------------------------------------------- benchmark/README.md
 def fig1() -> str:
     """Figure 1: every game and method."""
@@ -91,12 +99,11 @@ def dqn_targets() -> str:
         "whole episode (`--n-step 0`)": pick(variants, setting="dqn whole episode"),
         "one step, uncentred rewards (authors)": pick(variants, setting="dqn authors"),
     }
-    rows = []
+    games, rows = ("prisoners_dilemma", "chicken"), []
     for name, some in settings.items():
-        regrets = some["stackelberg_value"] - some["leader_return_greedy"]
-        cells = [regrets[some["env_id"] == game].map(lambda x: number(x, 1)) for game in ("prisoners_dilemma", "chicken")]
-        rows.append([name, *(", ".join(cell) for cell in cells)])
-    return markdown(["target", "prisoners_dilemma", "chicken"], rows)
+        regrets = (some["stackelberg_value"] - some["leader_return_greedy"]).map(lambda x: number(x, 1))
+        rows.append([name, *(", ".join(regrets[some["env_id"] == game]) for game in games)])
+    return markdown(["target", *games], rows)
 
 
 def replay() -> str:
@@ -121,6 +128,19 @@ def commitments() -> str:
     return markdown(["game", *columns.values()], rows)
 
 
+def clock() -> str:
+    """What a clock is worth to a follower, in words."""
+    table = load("clock")
+    gains, changed = table["largest_gain"], (table["change_of_optimum"].abs() > 1e-6).sum()
+    some = gains[gains > 1e-6]
+    games = f"In {len(some)} of {len(gains)} random 2x2 games"
+    return (
+        f"{games} of 10 steps some leader lets such a follower do better than any stationary one.\n"
+        f"The gain is {some.mean():.1%} of the range of its payoffs in the mean over these games,\n"
+        f"{some.max():.1%} at most; the leader's optimum changes in {changed} of the {len(gains)} (`clock.csv`)."
+    )
+
+
 def pomdp_values() -> str:
     """What the POMDP is worth to a stochastic leader, where that differs from the optimum of deterministic ones."""
     table = load("pomdp_values")
@@ -140,15 +160,19 @@ def verification() -> str:
         found = (some["verification_gain"] > 0.01).sum()
         mended = (some["verification_gain"] > some["follower_regret"] - 0.01).sum()
         name = "all" if (low, high) == (0.5, 1.0) else f"{low:g} to {high:g}"
-        rows.append([name, f"{len(some):,}", f"{found} ({found / len(some):.0%})", f"{mended} ({mended / len(some):.0%})"])
-    return markdown(["probability of the wrong reply", "wrong replies", "the follower gains", "and is right again"], rows)
+        shares = (f"{count} ({count / len(some):.0%})" for count in (found, mended))
+        rows.append([name, f"{len(some):,}", *shares])
+    header = ["probability of the wrong reply", "wrong replies", "the follower gains", "and is right again"]
+    return markdown(header, rows)
 
 
 def fig2() -> str:
     """The Atari models."""
     rows = []
     for _, row in load("fig2_runs").iterrows():
-        values = (f"{row[f'{who}_bullet_value']:.3f} ± {row[f'{who}_bullet_value_error']:.3f}" for who in ("seller", "buyer"))
+        values = []
+        for who in ("seller", "buyer"):
+            values.append(f"{row[f'{who}_bullet_value']:.3f} ± {row[f'{who}_bullet_value_error']:.3f}")
         cells = [row["leader"], str(row["seed"]), number(row["optimal_leader_price"]), f"{row['share_at_optimum']:.0%}"]
         cells += [f"{row['acceptance_rate']:.0%}", number(row["leader_return"])]
         cells += [f"{row['leader_return_greedy']:.2f} ({row['stackelberg_value']:.2f})", " / ".join(values)]
@@ -157,8 +181,8 @@ def fig2() -> str:
         cells += [f"{number(row['verification_gain'], 3)} ± {row['verification_gain_error']:.3f}"]
         rows.append(cells)
     header = ["leader", "seed", "price", "share", "sold", "leader's return as it explores", "greedy (optimum)"]
-    header += ["value of a bullet, seller / buyer", "buyer's hits per shot / bullet", "responses", "gain in verification"]
-    return markdown(header, rows)
+    header += ["value of a bullet, seller / buyer", "buyer's hits per shot / bullet", "responses"]
+    return markdown([*header, "gain in verification"], rows)
 
 
 # ------------------------------------------------------------------------------------------------- ablations/README.md
@@ -271,19 +295,22 @@ def theorem2() -> str:
     """How the leaders of each arm end."""
     rows = []
     summary = load("theorem2_summary")
-    for (arm, start), some in summary.groupby(["arm", "q_init"], sort=False, dropna=False):
+    # Q-learning by where its tables start, REINFORCE by the size of its steps
+    summary["start"] = summary["q_init"].map("Q = {:g}".format)
+    step_sizes = summary["learning_rate"].map("steps of {:g}".format)
+    summary["start"] = summary["start"].where(summary["q_init"].notna(), step_sizes)
+    for (arm, start), some in summary.groupby(["arm", "start"], sort=False):
         queries, learner = arm.split("_", 1)
         counts = some[["runs", "o_D_cooperate", "diverged", "tit_for_tat", "return_0"]].sum()
-        start = "" if pd.isna(start) else f"{start:g}"
         rows.append([queries, learner.replace("_", " "), start, *(f"{count:,.0f}" for count in counts)])
-    header = ["queries", "learner", "Q starts at", "runs", "cooperates in o_D", "diverged", "tit-for-tat", "return 0"]
+    header = ["queries", "learner", "from", "runs", "cooperates in o_D", "diverged", "tit-for-tat", "return 0"]
     return markdown(header, rows)
 
 
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
-        *(fig1, authors, dqn_targets, replay, commitments, pomdp_values, verification, fig2),
+        *(methods, fig1, authors, dqn_targets, replay, commitments, clock, pomdp_values, verification, fig2),
         *(fig3, fig4, fig5, fig6, ppo_qlearning, es_md, theorem2),
     )
 }

@@ -2,12 +2,12 @@
 
     python benchmark/variants.py
 
-- the authors' settings (mgerstgrasser/oracles_and_followers, commit e98db77) where Table 4 is silent, for PPO, PG and DQN
+- the authors' settings (mgerstgrasser/oracles_and_followers, commit e98db77) where Table 4 is silent: PPO, PG, DQN
 - DQN's targets: one step, and the whole episode
 - the replay follower with ten seeds
 - one flag of an ablation changed, where ablations/README.md says what comes of it
 
-Runs are executed as those of `run.py` are: an interrupted command goes on where it stopped. About 25 minutes on two cores.
+Runs are executed as those of `run.py` are: an interrupted command goes on where it stopped.
 """
 
 import json

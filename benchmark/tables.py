@@ -319,7 +319,7 @@ TABLES: dict[str, Callable[[], str]] = {
 def filled(text: str) -> str:
     """Returns a README's text with its tables made anew."""
     pattern = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-    return pattern.sub(lambda match: f"{match[1]}\n{TABLES[match[2]]()}\n\n{match[3]}", text)
+    return pattern.sub(lambda match: f"{match[1]}{TABLES[match[2]]()}\n{match[3]}", text)
 
 
 def main() -> None:

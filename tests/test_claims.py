@@ -70,6 +70,8 @@ def test_the_stochastic_leader_of_the_prisoners_dilemma_is_worth_what_the_file_s
     row = pd.read_csv(ROOT / "benchmark/results/commitments.csv").set_index("env_id").loc["prisoners_dilemma"]
     leader = np.array([[float(p) for p in row["stochastic_leader"].split()]])
     dilemma = claims.Args().game
-    assert dilemma.payoff(0, claims.guaranteed_rewards(dilemma, leader))[0] == pytest.approx(row["stochastic_guaranteed"], abs=1e-3)
+    assert dilemma.payoff(0, claims.guaranteed_rewards(dilemma, leader))[0] == pytest.approx(
+        row["stochastic_guaranteed"], abs=1e-3
+    )
     # a supremum: on the hull of the payoffs that leaves the follower -2, what it has if it always defects
     assert row["stochastic_guaranteed"] <= -0.5

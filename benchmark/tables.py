@@ -117,6 +117,27 @@ def replay() -> str:
     return markdown([*header, "PPO with the paper's follower: exploring", "greedy"], rows)
 
 
+def misses() -> str:
+    """Held-out random games: what is missed before and after each change."""
+    table = load("vectorized_misses").set_index(["share", "setting"])
+    names = {
+        "at_optimum": "greedy leader at the optimum (95 % interval)",
+        "exploring_at_optimum": "as it explores",
+        "follower_allows": "the follower allows the optimum",
+        "leader_finds": "the leader finds the best of its POMDP",
+        "follower_is_right": "follower's regret at most 0.05 at the leader's policy",
+    }
+    settings = {"paper": "paper's settings", "follower": "better follower", "table": "one table per episode"}
+    settings["both"] = "both"
+    rows = []
+    for share, name in names.items():
+        cells = [table.loc[(share, setting)] for setting in settings]
+        rows.append([name, *(f"{cell['mean']:.1%}" for cell in cells)])
+        if share == "at_optimum":
+            rows[-1][1:] = [f"{cell['mean']:.1%} ({cell['low']:.1%} to {cell['high']:.1%})" for cell in cells]
+    return markdown(["share of 1,000 random games", *settings.values()], rows)
+
+
 def commitments() -> str:
     """The leader's optimum by the class of commitments and replies."""
     columns = {
@@ -310,7 +331,7 @@ def theorem2() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
-        *(methods, fig1, authors, dqn_targets, replay, commitments, clock, pomdp_values, verification, fig2),
+        *(methods, misses, fig1, authors, dqn_targets, replay, commitments, clock, pomdp_values, verification, fig2),
         *(fig3, fig4, fig5, fig6, ppo_qlearning, es_md, theorem2),
     )
 }

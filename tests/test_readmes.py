@@ -52,7 +52,7 @@ def test_commands_are_understood(name):
     )
     assert commands or name == "tests/README.md"
     for script, flags, inline, inline_flags in commands:
-        module, flags = importlib.import_module(script or inline), (flags + inline_flags).split("(")[0].split()
+        module, flags = importlib.import_module(script or inline), re.split(r"\(|&&", flags + inline_flags)[0].split()
         placeholder = {"runs/RUN/model.pt", "runs/benchmark/quick", "slurm"} & {*flags}
         if not placeholder and hasattr(module, "Args"):
             tyro.cli(module.Args, args=flags)
@@ -73,6 +73,6 @@ def test_every_result_file_is_used():
     """No CSV lies in benchmark/results that no figure, table or text is made from."""
     used = " ".join(path.read_text() for path in (*ROOT.glob("benchmark/*.py"), *ROOT.glob("tests/*.py")))
     for path in ROOT.glob("benchmark/results/*.csv"):
-        figure = re.sub(r"(_runs|_summary)$", "", path.stem)
+        figure = re.sub(r"^vectorized_|(_runs|_summary)$", "", path.stem)
         assert figure in used, path.name
     assert pd.read_csv(ROOT / "benchmark/results/fig1_runs.csv")["script"].nunique() == 6

@@ -1,0 +1,643 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["numpy==2.4.6", "pandas==3.1.1", "tensorboard==2.21.0", "torch==2.13.0",
+#   "tqdm==4.70.1", "tyro==1.0.17", "wandb==0.31.0"]
+# ///
+"""Hundreds of runs at the price of one: games x seeds x settings, trained as one batch (Figure 1 in a second).
+
+The Meta-RL follower and PPO leader of stackelberg_ppo_matrix.py, with a leading axis, the run, on everything:
+
+    python ablations/vectorized_ppo_matrix.py                           # Figure 1: 12 games x 5 seeds
+    python ablations/vectorized_ppo_matrix.py --games ordinal --seeds 10          # all 144 ordinal 2x2 games
+    python ablations/vectorized_ppo_matrix.py --random-games 1000 --seeds 1 --explore action table
+
+Every run has one row in runs.csv. Three things make it fast. Two actions need one logit. The uniform numbers of a batch
+are drawn at once, and tell in advance what both players would do in every observation, so that a step of the game is a
+look-up. And PPO's epochs see sufficient statistics instead of rows. With p(a|o) the policy that acted, q the one that
+learns, r = q(a|o) / p(a|o), c the clipping and A a row's advantage, the row adds to PPO's objective
+
+    min(A r, A clip(r, 1 - c, 1 + c))  =  A min(r, 1 + c) if A > 0,  A max(r, 1 - c) if A < 0
+
+In both cases it is A times something that depends on (o, a) alone. So the objective is the sum over (o, a) of
+S+(o, a) min(r, 1 + c) + S-(o, a) max(r, 1 - c), where S+ and S- are the sums of positive and of negative advantages:
+20 numbers a run, however large the batch. The value loss, the sum of (V(o) - G)^2, has the gradient
+2 (n(o) V(o) - sum of G), the entropy bonus is the sum of n(o) H(q(.|o)): 10 numbers more. This is exact for every
+tabular policy, as long as a batch is one minibatch and the value loss is not clipped. The follower's REINFORCE is
+linear in its rows to begin with.
+"""
+
+import itertools
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+import tyro
+from torch.nn.functional import logsigmoid, one_hot
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+
+@dataclass
+class Args:
+    exp_name: str = os.path.basename(__file__)[: -len(".py")]
+    """name of this experiment"""
+    seed: int = 1
+    """the first seed; all runs of a command draw from one stream of random numbers, which begins with it"""
+    track: bool = False
+    """track the run with Weights and Biases too"""
+    wandb_project_name: str = "stackelberg"
+    """project in Weights and Biases"""
+    wandb_entity: str | None = None
+    """entity (team) in Weights and Biases"""
+    run_dir: str = "runs"
+    """folder that the run's own folder is made in"""
+    curves: Literal["settings", "runs"] = "settings"
+    """curves in TensorBoard: mean and quartiles over the runs of each setting, or every single run too"""
+    device: str = "cpu"
+    """device of all tensors: cpu or cuda"""
+
+    games: tuple[str, ...] = ()
+    """games by name; table3: the paper's 12 (default); ordinal: all 144 strict ordinal 2x2 games, LEADER-FOLLOWER, the
+    leader's payoffs of one of the 12 with the follower's of another, as prisoners_dilemma-stag_hunt"""
+    random_games: int = 0
+    """number of random games, payoffs uniform in [-3, 0]"""
+    first_game: int = 0
+    """number of the first random game"""
+    payoff_file: str | None = None
+    """your own games: a CSV with columns name,l00,l01,l10,l11,f00,f01,f10,f11 (l01: leader's action 0, follower's 1)"""
+    seeds: int = 5
+    """runs of each game and setting"""
+    num_steps: int = 10
+    """game steps per episode; an episode is 5 queries and then these steps"""
+    total_timesteps: int = 200_000
+    """combined environment steps of a run's follower pre-training and leader training, queries included"""
+
+    # Each flag below takes several values: all combinations are trained, side by side where tensors have one shape.
+    follower_timesteps: tuple[int, ...] = (52_500,)
+    """environment steps of follower pre-training (500 iterations, Table 4)"""
+    follower_batch_size: tuple[int, ...] = (100,)
+    """environment steps per follower batch (Table 4), rounded up to complete episodes"""
+    follower_learning_rate: tuple[float, ...] = (0.1,)
+    """Adam learning rate of the follower (Table 4: 0.02)"""
+    follower_baseline_rate: tuple[float, ...] = (0.3,)
+    """step size of the follower's baseline (the authors' code: 0, none)"""
+    follower_gamma: tuple[float, ...] = (0.9,)
+    """discount in the follower's returns (paper: 1); what comes late is mostly the noise of its other choices"""
+    follower_ent_coef: tuple[float, ...] = (1.0,)
+    """coefficient of the follower's entropy bonus, falling to 0 linearly (paper: 0)"""
+    explore: tuple[Literal["action", "table"], ...] = ("table",)
+    """action: draw every action afresh, in queries and in play (paper); table: draw each observation's action once, as
+    the answer to its query, and keep to it in play"""
+    batch_size: tuple[int, ...] = (1000,)
+    """environment steps per leader batch (Table 4), rounded up to complete episodes"""
+    update_epochs: tuple[int, ...] = (10,)
+    """passes over a leader batch, which is one minibatch (Table 4)"""
+    learning_rate: tuple[float, ...] = (0.1,)
+    """Adam learning rate of the leader (Table 4: 0.008)"""
+    adam_eps: tuple[float, ...] = (1e-3,)
+    """Adam's epsilon for the leader"""
+    clip_coef: tuple[float, ...] = (0.3,)
+    """PPO's clipping coefficient"""
+    ent_coef: tuple[float, ...] = (0.0,)
+    """coefficient of the leader's entropy bonus, falling to 0 linearly (Table 4: none)"""
+    risk_seeking: tuple[float, ...] = (5.0,)
+    """k of the advantages exp(k z) / mean - 1, z the standardised return, with which a rare table that is far better
+    than the rest outweighs it; for --explore table only. 0: z itself (paper)"""
+
+    def __post_init__(self):
+        may_be_zero = {"seed", "random_games", "first_game", "follower_baseline_rate", "follower_ent_coef"}
+        may_be_zero |= {"adam_eps", "ent_coef", "risk_seeking"}
+        for flag, values in asdict(self).items():
+            name = f"--{flag.replace('_', '-')}"
+            if flag in GRID and (not values or len(set(values)) < len(values)):
+                raise ValueError(f"{name} must be one or more different values")
+            for value in values if flag in GRID else [values]:
+                if type(value) in (int, float) and not (0 < value < math.inf or (value == 0 and flag in may_be_zero)):
+                    raise ValueError(f"{name} must be positive, got {value}")
+        if max(self.follower_gamma) > 1:
+            raise ValueError("--follower-gamma must be at most 1")
+        try:
+            games = load_games(self)
+            torch.empty(0, device=self.device)
+        except Exception as error:  # a foreign file, or a device that is not there, trips wherever it likes
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+        self.env_ids, self.payoffs = list(games), np.stack(list(games.values()))
+
+        self.episode_length = length = NUM_OBSERVATIONS + self.num_steps  # batches are complete episodes
+        batches = [math.ceil(max(sizes) / length) * length for sizes in (self.follower_batch_size, self.batch_size)]
+        left = self.total_timesteps - max(self.follower_timesteps)
+        if min(self.follower_timesteps) < batches[0] or left < batches[1]:
+            raise ValueError("--follower-timesteps, and what they leave of --total-timesteps, must hold a batch each")
+        # a step takes about 100 bytes while its batch is played, and a follower 2 to know its leaders in advance
+        num_runs = len(games) * self.seeds * math.prod(len(getattr(self, flag)) for flag in GRID)
+        needed = num_runs * (100 * max(batches) + 2 * max(self.follower_timesteps))
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if self.device.startswith("cuda"):
+            free = torch.cuda.mem_get_info(self.device)[0]
+        if needed > free:
+            text = f"{num_runs:,} runs need about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} are free"
+            raise ValueError(f"{text}: take fewer --games, --seeds or settings")
+
+
+# The flags with several values; settings that differ in shapes are trained in turn.
+FOLLOWER_SHAPES = ["follower_timesteps", "follower_batch_size"]
+FOLLOWER_FLAGS = ["follower_learning_rate", "follower_baseline_rate", "follower_gamma", "follower_ent_coef"]
+LEADER_SHAPES = ["explore", "batch_size", "update_epochs"]
+LEADER_FLAGS = ["learning_rate", "adam_eps", "clip_coef", "ent_coef", "risk_seeking"]
+GRID = FOLLOWER_SHAPES + FOLLOWER_FLAGS + LEADER_SHAPES + LEADER_FLAGS
+
+
+# --------------------------------------------------------------------------------------------------------- the games
+NUM_ACTIONS = 2  # action 0 is the first row or column of the payoff matrix
+NUM_OBSERVATIONS = 1 + NUM_ACTIONS**2  # the start, then 1 + 2 * leader's last action + follower's last action
+START = 0
+
+# Leader payoffs of Table 3; all games are symmetric, so the follower's payoffs are the transpose.
+PAYOFFS = {
+    "prisoners_dilemma": ((-1, -3), (0, -2)),
+    "stag_hunt": ((0, -3), (-1, -2)),
+    "assurance": ((0, -3), (-2, -1)),
+    "coordination": ((0, -2), (-3, -1)),
+    "mixedharmony": ((0, -1), (-3, -2)),
+    "harmony": ((0, -1), (-2, -3)),
+    "noconflict": ((0, -2), (-1, -3)),
+    "deadlock": ((-2, -3), (0, -1)),
+    "prisoners_delight": ((-3, -2), (0, -1)),
+    "hero": ((-3, -1), (0, -2)),
+    "battle": ((-2, -1), (0, -3)),
+    "chicken": ((-1, -2), (0, -3)),
+}
+
+
+def load_games(args: Args) -> dict[str, np.ndarray]:
+    """Returns the payoffs [player, leader's action, follower's action] of the games that the flags name. Table 3's are
+    the symmetric ones of the 144 strict ordinal 2x2 games (Robinson and Goforth 2005); every one of these is the
+    leader's payoffs of one of the twelve with the follower's of another."""
+    ordinal, games = {}, {}
+    for leader, follower in itertools.product(PAYOFFS, PAYOFFS):
+        name = leader if leader == follower else f"{leader}-{follower}"
+        ordinal[name] = np.stack([PAYOFFS[leader], np.transpose(PAYOFFS[follower])])
+    no_others = args.random_games == 0 and args.payoff_file is None
+    for name in args.games or ["table3"] * no_others:
+        for member in {"table3": PAYOFFS, "ordinal": ordinal}.get(name, [name]):
+            if member not in ordinal:
+                raise ValueError(f"no game {member!r}: give table3, ordinal, {', '.join(PAYOFFS)} or two of these, A-B")
+            games[member] = ordinal[member]
+    for k in range(args.first_game, args.first_game + args.random_games):
+        games[f"random_{k}"] = 3 * np.random.default_rng(k).random((2, NUM_ACTIONS, NUM_ACTIONS)) - 3
+    if args.payoff_file is not None:
+        columns = [f"{player}{a}{b}" for player in "lf" for a in "01" for b in "01"]
+        rows = pd.read_csv(args.payoff_file, index_col="name")[columns].astype(float)
+        if rows.empty or not (abs(rows) < 1e30).all(axis=None) or not rows.index.is_unique:
+            raise ValueError(f"{args.payoff_file} must have a row, a name of its own and eight numbers, for each game")
+        games |= dict(zip(map(str, rows.index), rows.to_numpy().reshape(-1, 2, NUM_ACTIONS, NUM_ACTIONS), strict=True))
+    return games
+
+
+def scale_of(payoffs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the centre and the scale of each player's payoffs, [games, player, 1, 1]. Players are trained on rewards,
+    payoffs centred on 0 and stretched to +-1.5 (Appendix F): a unit of reward is `scale` units of payoff."""
+    low, high = payoffs.min(axis=(2, 3), keepdims=True), payoffs.max(axis=(2, 3), keepdims=True)
+    return (low + high) / 2, np.where(high > low, (high - low) / 3, 1.0)
+
+
+# ------------------------------------------------------------------------------------------------ the exact solution
+# A table is a deterministic memory-1 policy, [5]: the action in each observation. As answers to the queries, the
+# leader's table is the follower's context; TABLES[i] is the table, or context, with index i.
+TABLES = np.array(list(itertools.product(range(NUM_ACTIONS), repeat=NUM_OBSERVATIONS)))
+PLACES = NUM_ACTIONS ** np.arange(NUM_OBSERVATIONS)[::-1]  # table @ PLACES is its index
+TOLERANCE = 0.05 + 1e-6  # what passes for equal, in mean rewards
+
+
+def returns_of_tables(payoffs: np.ndarray, num_steps: int) -> np.ndarray:
+    """Returns both players' mean payoffs [games, player, 32, 32] for every leader's and follower's table. How often a
+    pair of actions is played depends on the tables alone."""
+    leader, follower = np.repeat(TABLES, len(TABLES), axis=0), np.tile(TABLES, (len(TABLES), 1))
+    rows, observations = np.arange(len(leader)), np.full(len(leader), START)
+    played = np.zeros((len(leader), NUM_ACTIONS, NUM_ACTIONS))
+    for _ in range(num_steps):
+        actions = leader[rows, observations], follower[rows, observations]
+        played[rows, *actions] += 1 / num_steps
+        observations = 1 + NUM_ACTIONS * actions[0] + actions[1]
+    return np.einsum("nab,gpab->gpn", played, payoffs).reshape(*payoffs.shape[:2], len(TABLES), len(TABLES))
+
+
+def solve(returns: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns, for each game, the exact optimum of deterministic memory-1 leaders against stationary followers (32 x 32
+    tables), if the follower breaks ties in the leader's favour (Definition 2) and if it breaks them against it; the
+    leader's best pure Nash equilibrium of the same 32 x 32 tables (-inf if there is none), what it would get without
+    commitment; and the follower's best against each leader, [games, 32]; all as mean payoffs per step."""
+    leader, follower = returns[:, 0], returns[:, 1]
+    best = follower.max(axis=2)
+    is_best = follower >= best[..., None] - 1e-6  # what rounding leaves of a tie
+    optimistic, pessimistic = np.where(is_best, leader, -np.inf), np.where(is_best, leader, np.inf)
+    is_nash = is_best & (leader >= leader.max(axis=1, keepdims=True) - 1e-6)
+    return {
+        "stackelberg_value": optimistic.max(axis=(1, 2)),
+        "stackelberg_value_pessimistic": pessimistic.min(axis=2).max(axis=1),
+        "nash_value": np.where(is_nash, leader, -np.inf).max(axis=(1, 2)),
+        "best": best,
+    }
+
+
+# ------------------------------------------------------------------------------------------------------- what is shared
+class Adam:
+    """Adam on one tensor of parameters [runs, ...]: it works element by element, so runs stay independent. Unlike
+    torch.optim.Adam it has a learning rate and an epsilon for each run, [runs, 1, ...]."""
+
+    def __init__(self, parameters: torch.Tensor, learning_rate: torch.Tensor, eps: torch.Tensor | float):
+        self.parameters, self.learning_rate, self.eps = parameters, learning_rate, eps
+        self.mean, self.square, self.t = torch.zeros_like(parameters), torch.zeros_like(parameters), 0
+
+    def step(self, gradient: torch.Tensor):
+        self.t += 1
+        self.mean.lerp_(gradient, 0.1)
+        self.square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+        denominator = (self.square / (1 - 0.999**self.t)).sqrt_().add_(self.eps)
+        self.parameters.sub_(self.mean / denominator * (self.learning_rate / (1 - 0.9**self.t)))
+
+
+def initial_logits(*shape: int, device: str) -> torch.Tensor:
+    """Returns logits of action 1 near 0, the differences of two logits with standard deviation 0.01. A difference moves
+    twice as far as either logit: its learning rate is twice that of the paper's two."""
+    return 0.01 * math.sqrt(2) * torch.randn(shape, device=device)
+
+
+# Tables as bits: bit o of BITS[i] is the action of TABLES[i] in observation o.
+BITS = TABLES @ NUM_ACTIONS ** np.arange(NUM_OBSERVATIONS)
+
+
+def play(probabilities, rows, bits, uniforms, chance_plays_follower: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Plays an episode in each place of `uniforms`, [num_steps, ...], between a player that draws its actions and one
+    that has a table.
+
+    The first takes action 1 if the uniform number is below `probabilities.flatten()[rows + observation]`, the second
+    has `bits`, [...]. Returns the observations and the pairs of actions, 2 * leader's + follower's, [num_steps, ...].
+    """
+    pairs = torch.empty(uniforms.shape, dtype=torch.int64, device=uniforms.device)
+    observations = torch.zeros_like(pairs)  # START
+    for t in range(len(uniforms)):
+        drawn = uniforms[t] < probabilities.take(rows + observations[t])
+        known = (bits >> observations[t]) & 1
+        leader, follower = (known, drawn) if chance_plays_follower else (drawn, known)
+        torch.add(follower, leader, alpha=NUM_ACTIONS, out=pairs[t])
+        if t + 1 < len(uniforms):
+            torch.add(pairs[t], 1, out=observations[t + 1])
+    return observations, pairs
+
+
+# ------------------------------------------------------------------------- follower pre-training (Algorithm 1, phase 1)
+def train_follower(logits, rewards, iterations: int, num_episodes: int, num_steps: int, flags: dict) -> None:
+    """REINFORCE with a baseline on the followers' logits [runs, 32 * 5], one for each context and observation, in
+    place, against random leader tables, one per episode, dealt from a shuffled deck of all 32.
+
+    `rewards` are the follower's [runs, 4] for each pair of actions; flags: learning_rate, baseline_rate, gamma and
+    ent_coef of each run, [runs, 1].
+    """
+    num_runs, device, dtype = len(rewards), rewards.device, rewards.dtype
+    num_decks = math.ceil(iterations * num_episodes / len(TABLES))
+    dealt = torch.rand(num_runs, num_decks, len(TABLES), device=device).argsort(dim=2).flatten(1)
+    optimizer = Adam(logits, 2 * flags["learning_rate"], 1e-8)
+    baseline = torch.zeros_like(logits)  # of the reward per remaining step, for each context and observation
+    run, bits = torch.arange(num_runs, device=device)[:, None], torch.as_tensor(BITS, device=device)
+    remaining = [torch.ones_like(flags["gamma"])]  # discounted: what a reward of 1 in every step to come would return
+    for _ in range(num_steps - 1):
+        remaining.insert(0, 1 + flags["gamma"] * remaining[0])
+    remaining = torch.stack(remaining)
+    for iteration in tqdm(range(iterations), desc="followers", leave=False, disable=None):
+        contexts = dealt[:, iteration * num_episodes : (iteration + 1) * num_episodes]
+        inputs = TABLES.size * run + NUM_OBSERVATIONS * contexts
+        policies = logits.sigmoid()
+        uniforms = torch.rand(num_steps, num_runs, num_episodes, dtype=dtype, device=device)
+        observations, pairs = play(policies, inputs, bits[contexts], uniforms, chance_plays_follower=True)
+        returns = rewards.take(4 * run + pairs)
+        for t in reversed(range(num_steps - 1)):
+            returns[t] += flags["gamma"] * returns[t + 1]
+
+        # sums over the rows of each (run, context, observation)
+        index = inputs + observations
+        advantages = returns - baseline.take(index) * remaining
+        scores = advantages * ((pairs & 1) - policies.take(index))
+        score, visits, level = torch.zeros((3, logits.numel()), dtype=dtype, device=device)
+        score.scatter_add_(0, index.flatten(), scores.flatten())
+        visits.scatter_add_(0, index.flatten(), torch.ones_like(returns).flatten())
+        level.scatter_add_(0, index.flatten(), (returns / remaining).flatten())
+        score, visits, level = (x.view_as(logits) for x in (score, visits, level))
+
+        # the entropy's gradient in a logit is -logit p (1 - p)
+        ent_coef = flags["ent_coef"] * (1 - iteration / iterations)
+        gradient = -score + ent_coef * visits * logits * policies * (1 - policies)
+        optimizer.step(gradient / (num_episodes * num_steps))
+        # the baseline moves towards the mean over all visits to an input in this batch
+        baseline += flags["baseline_rate"] * (level - visits * baseline) / visits.clamp(min=1)
+    if not logits.isfinite().all():
+        raise SystemExit("a follower's training diverged: lower --follower-learning-rate or -baseline-rate")
+
+
+# ------------------------------------------------------------------------------ leader training (Algorithm 1, phase 2)
+def ppo_epochs(actor: Adam, critic: Adam, statistics: list, ent_coef: torch.Tensor, flags: dict) -> None:
+    """PPO's passes over a batch, by the optimizers of logits and values [runs, 5]. The statistics are S+ and S-, the
+    sums of positive and of negative advantages of each observation and action, [runs, 5, 2], and of each observation
+    the visits and the sum of returns, [runs, 5] (None: leave the values alone)."""
+    gains, losses, visits, returns = statistics
+    rows = visits.sum(1, keepdim=True)
+    clip_coef = flags["clip_coef"][..., None]
+    signs = torch.tensor([-1.0, 1.0], dtype=visits.dtype, device=visits.device)
+    old_logprobs = logsigmoid(signs * actor.parameters[..., None])
+    for _ in range(flags["update_epochs"]):
+        logits = actor.parameters
+        logprobs = logsigmoid(signs * logits[..., None])
+        probs = logprobs.exp()
+        ratio = (logprobs - old_logprobs).exp()
+        slope = gains * (ratio < 1 + clip_coef) + losses * (ratio > 1 - clip_coef)  # of the objective in the ratio
+        # the ratio's gradient in the logit is +- ratio * probability of the other action
+        ascent = (slope * signs * ratio * probs.flip(-1)).sum(-1) - ent_coef * visits * logits * probs.prod(-1)
+        actor.step(-ascent / rows)
+        if returns is not None:
+            critic.step(2 * (visits * critic.parameters - returns) / rows)
+
+
+def act_by_action(logits, values, replies, rewards, num_episodes: int, num_steps: int):
+    """Plays a batch of episodes in which every action is drawn afresh, in queries and in play; returns what PPO's
+    epochs need, gains, losses, visits and returns (`ppo_epochs`), and the mean reward per game step, [runs]."""
+    num_runs, device, dtype = len(logits), logits.device, logits.dtype
+    run, policies = torch.arange(num_runs, device=device)[:, None], logits.sigmoid()
+    uniforms = torch.rand(NUM_OBSERVATIONS + num_steps, num_runs, num_episodes, dtype=dtype, device=device)
+    answers = uniforms[:NUM_OBSERVATIONS] < policies.T[..., None]
+    bits = torch.as_tensor(BITS, device=device)[replies.gather(1, index_of(answers))]
+    played, pairs = play(policies, NUM_OBSERVATIONS * run, bits, uniforms[NUM_OBSERVATIONS:], False)
+    step_rewards = rewards.take(4 * run + pairs)
+
+    # all rows of an episode: queries, then game steps
+    rows = torch.empty(uniforms.shape, dtype=torch.int64, device=device)
+    rows[:NUM_OBSERVATIONS] = torch.arange(NUM_OBSERVATIONS, device=device)[:, None, None]
+    rows[NUM_OBSERVATIONS:] = played
+    rows += NUM_OBSERVATIONS * run
+    returns = torch.empty_like(uniforms)
+    torch.cumsum(step_rewards.flip(0), 0, out=returns[:num_steps])
+    returns = returns.flip(0)
+    returns[:NUM_OBSERVATIONS] = returns[NUM_OBSERVATIONS]
+    # Undiscounted returns of complete episodes: nothing to bootstrap. The value sees no clock, yet how many steps are
+    # left weighs more than any one action, so advantages are centred at each step of the episode.
+    advantages = returns - values.take(rows)
+    advantages -= advantages.mean(dim=2, keepdim=True)
+    std = (advantages.square().sum(dim=2).sum(dim=0) / (len(uniforms) * num_episodes - 1)).sqrt()
+    advantages /= std[:, None] + 1e-8
+
+    index = rows.mul_(4)
+    index[:NUM_OBSERVATIONS] += 2 * answers
+    index[NUM_OBSERVATIONS:] += pairs & 2
+    index += advantages > 0
+    sums = torch.zeros((3, 4 * logits.numel()), dtype=dtype, device=device)
+    for total, column in zip(sums, (advantages, torch.ones_like(returns), returns), strict=True):
+        total.scatter_add_(0, index.flatten(), column.flatten())
+    advantages, visits, returns = sums.view(3, num_runs, NUM_OBSERVATIONS, 2, 2)
+    losses, gains = advantages.unbind(-1)
+    return gains, losses, visits.sum((2, 3)), returns.sum((2, 3)), step_rewards.mean(dim=2).mean(dim=0)
+
+
+def act_by_table(logits, table_returns, risk_seeking, num_episodes: int):
+    """Plays a batch of episodes in which each observation's action is drawn once, in its query, and kept in play. All
+    that counts is how often each table was drawn; the answers are the only rows. Returns what PPO's epochs need, gains,
+    losses and visits, and the mean reward per game step, [runs]."""
+    num_runs, device, dtype = len(logits), logits.device, logits.dtype
+    run = torch.arange(num_runs, device=device)[:, None]
+    uniforms = torch.rand(NUM_OBSERVATIONS, num_runs, num_episodes, dtype=dtype, device=device)
+    drawn = len(TABLES) * run + index_of((uniforms < logits.sigmoid().T[..., None]).long())
+    counts = torch.zeros(table_returns.numel(), dtype=dtype, device=device)
+    counts = counts.scatter_add_(0, drawn.flatten(), counts.new_ones(drawn.numel())).view_as(table_returns)
+
+    def mean(x):  # over episodes
+        return (counts * x).sum(1, keepdim=True) / num_episodes
+
+    rows = NUM_OBSERVATIONS * num_episodes
+    advantages = table_returns - (batch_return := mean(table_returns))
+    advantages *= counts > 0  # of tables that were not drawn, which do not count, the exponential might overflow
+    advantages /= (mean(advantages**2) * (rows / max(rows - 1, 1))).sqrt() + 1e-8
+    # A rare table that is far better than the others changes little in the mean, and all in the mean of exp(k z).
+    weights = (risk_seeking * (advantages - advantages.amax(dim=1, keepdim=True))).exp()
+    advantages = counts * torch.where(risk_seeking > 0, weights / mean(weights) - 1, advantages)
+    takes = one_hot(torch.as_tensor(TABLES, device=device)).to(dtype)  # [32, 5, 2]: the action of each table
+    gains, losses = (torch.einsum("ri,ioa->roa", x, takes) for x in (advantages.clamp(min=0), advantages.clamp(max=0)))
+    # A value, the same for all answers to a query, would be gone with the mean of their returns: there is none.
+    return gains, losses, torch.full_like(logits, num_episodes), None, batch_return[:, 0]
+
+
+def index_of(answers: torch.Tensor) -> torch.Tensor:
+    """Returns the indices in TABLES of answers to the queries, [5, ...] -> [...]."""
+    return sum(answer * place for answer, place in zip(answers, PLACES.tolist(), strict=True))
+
+
+def train_leader(logits, values, replies, rewards, table_returns, iterations: int, num_steps: int, flags: dict):
+    """PPO on the leaders' logits and values [runs, 5], in place; returns the index of the greedy table after each
+    iteration and its mean reward per game step, both [iterations, runs].
+
+    `replies`, [runs, 32], are the indices of the followers' tables, `rewards` the leader's [runs, 4] for each pair of
+    actions, `table_returns`, [runs, 32], its mean reward for each of its tables against the follower; `flags` hold
+    explore, num_episodes and update_epochs and, for each run, [runs, 1], learning_rate, adam_eps, clip_coef, ent_coef
+    and risk_seeking.
+    """
+    num_episodes, curves = flags["num_episodes"], ([], [])
+    actor = Adam(logits, 2 * flags["learning_rate"], flags["adam_eps"])
+    critic = Adam(values, flags["learning_rate"], flags["adam_eps"])
+    for iteration in tqdm(range(iterations), desc="leaders", leave=False, disable=None):
+        if flags["explore"] == "table":
+            *statistics, reward = act_by_table(logits, table_returns, flags["risk_seeking"], num_episodes)
+        else:
+            *statistics, reward = act_by_action(logits, values, replies, rewards, num_episodes, num_steps)
+        ppo_epochs(actor, critic, statistics, flags["ent_coef"] * (1 - iteration / iterations), flags)
+        curves[0].append(index_of((logits > 0).T))
+        curves[1].append(reward)
+    if not logits.isfinite().all():
+        raise SystemExit("a leader's training diverged: lower --learning-rate")
+    return tuple(torch.stack(curve).cpu().numpy() for curve in curves)
+
+
+# -------------------------------------------------------------------------------------------------------- all the runs
+def groups(args: Args, shapes: list[str], flags: list[str]) -> Iterator[list[dict]]:
+    """Yields groups of settings that can be trained side by side: all combinations of the flags for each of shapes."""
+    for shape in itertools.product(*(getattr(args, flag) for flag in shapes)):
+        combinations = itertools.product(*(getattr(args, flag) for flag in flags))
+        yield [dict(zip(shapes + flags, shape + values, strict=True)) for values in combinations]
+
+
+def train(args: Args) -> Iterator[tuple]:
+    """Trains everything; yields for each group the settings, the combined steps [iterations], the leader's greedy
+    tables and its exploring return, a mean reward, [iterations, runs], and the follower's replies [runs, 32]. Runs are
+    settings x games x seeds, in this order."""
+    centre, scale = scale_of(args.payoffs)
+    rewards = (args.payoffs - centre) / scale
+    returns, rewards = returns_of_tables(rewards, args.num_steps), rewards.reshape(-1, 2, NUM_ACTIONS**2)
+    games = np.repeat(np.arange(len(rewards)), args.seeds)
+
+    def tensor(values) -> torch.Tensor:
+        return torch.as_tensor(values, device=args.device, dtype=torch.get_default_dtype())
+
+    def per_run(settings: list[dict], flags: list[str]) -> dict[str, torch.Tensor]:
+        values = {flag: np.repeat([setting[flag] for setting in settings], len(games)) for flag in flags}
+        return {flag.removeprefix("follower_"): tensor(x)[:, None] for flag, x in values.items()}
+
+    for followers in groups(args, FOLLOWER_SHAPES, FOLLOWER_FLAGS):
+        torch.manual_seed(args.seed)
+        game, flags = np.tile(games, len(followers)), per_run(followers, FOLLOWER_FLAGS)
+        num_episodes = math.ceil(followers[0]["follower_batch_size"] / args.episode_length)
+        iterations = followers[0]["follower_timesteps"] // (num_episodes * args.episode_length)
+        follower_steps = iterations * num_episodes * args.episode_length
+        logits = initial_logits(len(game), TABLES.size, device=args.device)
+        train_follower(logits, tensor(rewards[game, 1]), iterations, num_episodes, args.num_steps, flags)
+        follower = index_of((logits > 0).view(-1, *TABLES.shape).movedim(-1, 0))
+
+        for leaders in groups(args, LEADER_SHAPES, LEADER_FLAGS):  # all against the same followers
+            torch.manual_seed(args.seed)
+            settings = [leader | follower for leader in leaders for follower in followers]
+            game, replies = np.tile(games, len(settings)), follower.repeat(len(leaders), 1)
+            against = np.take_along_axis(returns[game, 0], replies.cpu().numpy()[..., None], axis=2)[..., 0]
+            num_episodes = math.ceil(leaders[0]["batch_size"] / args.episode_length)
+            steps = np.arange(follower_steps, args.total_timesteps + 1, num_episodes * args.episode_length)[1:]
+            flags = leaders[0] | per_run(settings, LEADER_FLAGS) | {"num_episodes": num_episodes}
+            logits = initial_logits(len(game), NUM_OBSERVATIONS, device=args.device)
+            inputs = logits, 0.01 * torch.randn_like(logits), replies, tensor(rewards[game, 0]), tensor(against)
+            yield settings, steps, *train_leader(*inputs, len(steps), args.num_steps, flags), replies.cpu().numpy()
+
+
+def steps_to_converge(steps: np.ndarray, is_near: np.ndarray) -> np.ndarray:
+    """Returns for each run the first of the steps from which on it is near the optimum, [iterations, runs]; or nan."""
+    stays = np.logical_and.accumulate(is_near[::-1])[::-1]
+    return np.where(stays.any(axis=0), steps[stays.argmax(axis=0)], np.nan)
+
+
+SHARES = ["at_optimum", "at_optimum_exploring", "follower_allows", "leader_finds", "is_local_optimum"]
+SHARES = [*SHARES, "follower_is_right", "wrong_replies"]
+
+
+def results_of(steps, tables, exploring, replies, returns, optima, tolerance) -> tuple[pd.DataFrame, np.ndarray]:
+    """Returns a row for each run, and the greedy leader's curve, [iterations, runs]. A row holds the results under
+    their names in result.json, the best that the follower allows, `leader_return_best`, and what tells misses apart.
+
+    `tables` and `exploring`, [iterations, runs], are the leader's greedy tables and its return, `replies`, [runs, 32],
+    the follower's tables, `returns`, [runs, 2, 32, 32], and `optima` the exact solution of each run's game,
+    `tolerance`, [player, runs], what passes for equal.
+    """
+    run, final = np.arange(len(replies)), tables[-1]
+    leader, follower = np.take_along_axis(returns, replies[:, None, :, None], axis=3)[..., 0].swapaxes(0, 1)
+    greedy, best, regrets = leader[run, tables], leader.max(axis=1), optima["best"] - follower
+    optimum = optima["stackelberg_value"]
+    policies = np.array(["".join(map(str, table)) for table in TABLES])
+    rows = pd.DataFrame({"leader_policy": policies[final], "follower_policy": policies[replies[run, final]]})
+    rows["leader_return"] = exploring[-math.ceil(len(steps) / 10) :].mean(axis=0)
+    rows["leader_return_greedy"], rows["leader_return_best"] = greedy[-1], best
+    for name in ("stackelberg_value", "stackelberg_value_pessimistic", "nash_value"):
+        rows[name] = optima[name]
+    rows["leader_regret"], rows["follower_regret"] = optimum - greedy[-1], regrets[run, final]
+    rows["follower_regret_all"] = regrets.sum(axis=1)
+    rows["steps_to_converge"] = steps_to_converge(steps, abs(greedy - optimum) <= tolerance[0])
+    rows["steps_to_converge_exploring"] = steps_to_converge(steps, abs(exploring - optimum) <= tolerance[0])
+    rows["at_optimum"] = abs(rows["leader_regret"]) <= tolerance[0]
+    rows["at_optimum_exploring"] = abs(rows["leader_return"] - optimum) <= tolerance[0]
+    rows["follower_allows"] = abs(best - optimum) <= tolerance[0]
+    rows["leader_finds"] = greedy[-1] >= best - tolerance[0]
+    neighbours = leader[run[:, None], final[:, None] ^ PLACES]  # with one answer changed
+    rows["is_local_optimum"] = (neighbours <= greedy[-1][:, None] + 1e-6).all(axis=1)
+    rows["follower_is_right"] = rows["follower_regret"] <= tolerance[1]
+    rows["wrong_replies"] = (regrets > tolerance[1][:, None]).mean(axis=1)
+    return rows.astype(dict.fromkeys(SHARES, float)), greedy
+
+
+# ------------------------------------------------------------------------------------------------------------- the run
+def start_run(args: Args) -> str:
+    """Makes the run's folder and returns it; starts Weights and Biases if asked for."""
+    run_name = f"{len(args.env_ids)}_games__{args.exp_name}__{args.seed}__{int(1000 * time.time())}"
+    os.makedirs(f"{args.run_dir}/{run_name}")
+    if args.track:
+        import wandb
+
+        # dir: in the run's own folder, W&B would take its links to the event files for new ones and send them again
+        names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": run_name}
+        wandb.init(**names, dir=args.run_dir, config=asdict(args), sync_tensorboard=True, save_code=True)
+    return f"{args.run_dir}/{run_name}"
+
+
+QUARTILES = (("lower", 0.25), ("upper", 0.75))
+
+
+def write_curves(path: str, steps: np.ndarray, *curves: np.ndarray) -> None:
+    """Writes runs' exploring and greedy returns and optima, [iterations, runs], to TensorBoard: mean and quartiles."""
+    tags = ["charts/leader_return", "charts/leader_return_greedy", "charts/stackelberg_value"]
+    with SummaryWriter(path) as writer:
+        writer.add_custom_scalars({"returns": {"leader and optimum": ["Multiline", tags]}})
+        for tag, curve in zip(tags, curves, strict=True):
+            lines = {tag: curve.mean(axis=1)}
+            if curve.shape[1] > 1:
+                lines |= {f"{tag}_{name}_quartile": np.quantile(curve, q, axis=1) for name, q in QUARTILES}
+            for (name, line), i in itertools.product(lines.items(), range(len(steps))):
+                writer.add_scalar(name, line[i], steps[i])
+
+
+def finish(runs: pd.DataFrame, varied: list[str], run_path: str) -> None:
+    """Writes runs.csv, of which nobody ever meets half, and prints a table of games and one of settings."""
+    runs.to_csv(f"{run_path}/runs.csv.tmp", index=False, float_format="%.6g")
+    os.replace(f"{run_path}/runs.csv.tmp", f"{run_path}/runs.csv")
+    steps = ["steps_to_converge", "steps_to_converge_exploring"]
+    runs = runs.fillna(dict.fromkeys(steps, math.inf))  # never
+    games = runs.groupby(["env_id", *varied], sort=False)
+    returns = games[["leader_return_greedy", "leader_return", "stackelberg_value"]].mean().round(2) + 0.0
+    table = returns.join(games[["at_optimum", "at_optimum_exploring"]].sum().astype(int)).join(games[steps].median())
+    names = "greedy exploring optimum found found_exploring steps steps_exploring".split()
+    print(table.set_axis(names, axis=1).to_string(max_rows=200))
+    settings = runs.groupby(varied or (lambda _: "all"), sort=False)
+    shares = settings[SHARES].mean().join(settings[steps].median())
+    print(f"""
+shares of {len(runs):,} runs, and median combined steps
+{shares.round(4).T.to_string()}
+
+  found       runs whose leader ends within 0.05 of the scale of the optimum of deterministic memory-1 leaders
+              against stationary followers, greedy or as it explores; steps: the median until it stays there
+  curves      tensorboard --logdir {run_path}
+  every run   {run_path}/runs.csv""")
+
+
+def main(args: Args) -> pd.DataFrame:
+    """Trains all runs; returns what it writes to runs.csv."""
+    torch.set_num_threads(1)  # a thread pool costs more than it gives with tensors of this size
+    run_path, varied = start_run(args), [flag for flag in GRID if len(getattr(args, flag)) > 1]
+    returns = returns_of_tables(args.payoffs, args.num_steps)
+    optima, (centre, scale) = solve(returns), (x[..., 0, 0] for x in scale_of(args.payoffs))
+    games, seeds = np.indices((len(returns), args.seeds)).reshape(2, -1)
+    payoffs = np.array([[" ".join(f"{x:.6g}" for x in player.flat) for player in game] for game in args.payoffs])
+    frames, combined_steps, start_time = [], 0, time.time()
+    for settings, steps, tables, exploring, replies in train(args):
+        game, seed = np.tile(games, len(settings)), args.seed + np.tile(seeds, len(settings))
+        exploring = centre[game, 0] + scale[game, 0] * exploring
+        exact = {name: values[game] for name, values in optima.items()}
+        results = steps, tables, exploring, replies, returns[game], exact, TOLERANCE * scale[game].T
+        results, greedy = results_of(*results)
+        labels = {"env_id": np.array(args.env_ids)[game], "leader_payoff": payoffs[game, 0]}
+        labels = pd.DataFrame(labels | {"follower_payoff": payoffs[game, 1], "seed": seed})
+        flags = pd.DataFrame([setting for setting in settings for _ in games])[GRID]
+        frames.append(pd.concat([labels, flags, results], axis=1))
+        combined_steps += steps[-1] * len(game)
+
+        for i, setting in enumerate(settings):
+            path = f"{run_path}/{'__'.join(f'{flag}-{setting[flag]}' for flag in varied) or 'all'}"
+            members = range(i * len(games), (i + 1) * len(games))
+            lines = {path: members}
+            if args.curves == "runs":
+                lines |= {f"{path}/{args.env_ids[game[run]]}__{seed[run]}": [run] for run in members}
+            for path, runs in lines.items():
+                optimum = np.broadcast_to(exact["stackelberg_value"], exploring.shape)[:, runs]
+                write_curves(path, steps, exploring[:, runs], greedy[:, runs], optimum)
+    seconds = time.time() - start_time
+    runs = pd.concat(frames, ignore_index=True).replace(-math.inf, math.nan)  # of games without a pure equilibrium
+    finish(runs, varied, run_path)
+    print(f"  trained     {len(runs):,} runs in {seconds:.1f} s: {combined_steps / seconds / 1e6:.1f} million steps/s")
+    return runs
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))

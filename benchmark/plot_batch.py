@@ -1,0 +1,268 @@
+"""Draws the figures of batches of runs from the CSVs that `batch.py` wrote; runs nothing.
+
+    python benchmark/plot_batch.py
+
+One function draws one figure, from benchmark/results alone; the pictures go to benchmark/figures.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import tyro
+from matplotlib.patches import Rectangle
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "benchmark"))
+
+import plot  # noqa: E402
+from plot import BLACK, BLUE, DASHED, GAMES, GREEN, GREY, ORANGE, RED, SKY, YELLOW, load, pick, title_of  # noqa: E402
+
+Figure = Literal[
+    "atlas", "commitment", "misses", "explore", "follower_heatmap", "leader_sensitivity", "throughput", "all"
+]
+
+
+@dataclass
+class Args:
+    figures: tyro.conf.Positional[tuple[Figure, ...]] = ("all",)
+    """figures to draw; all: those for which there are CSVs"""
+    results_dir: str = str(ROOT / "benchmark/results")
+    """folder with the CSVs"""
+    figures_dir: str = str(ROOT / "benchmark/figures")
+    """folder for the pictures"""
+
+    def __post_init__(self):
+        missing = [name for name in FIGURES if not Path(self.results_dir, f"{source(name)}.csv").is_file()]
+        for name in self.figures:
+            if name in missing:
+                command = f"python benchmark/batch.py {source(name).removeprefix('vectorized_')}"
+                raise ValueError(f"no {source(name)}.csv in {self.results_dir}: {command}")
+        if "all" in self.figures:
+            self.figures = tuple(name for name in FIGURES if name not in missing)
+
+
+def source(figure: str) -> str:
+    """Returns the name of a figure's CSV."""
+    return f"vectorized_{'atlas' if figure == 'commitment' else figure}"
+
+
+def board(ax, cells: pd.Series, cmap, low: float, high: float, text=None) -> plt.cm.ScalarMappable:
+    """Draws a number for each of the 144 games, by name: the leader's payoffs down, the follower's across."""
+    names = [[a if a == b else f"{a}-{b}" for b in GAMES] for a in GAMES]
+    values = np.array([[cells[name] for name in row] for row in names], dtype=float)
+    image = ax.imshow(values, cmap=cmap, vmin=low, vmax=high)
+    for i, j in np.ndindex(values.shape):
+        if np.isnan(values[i, j]):
+            ax.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, hatch="////", edgecolor=GREY, linewidth=0))
+        elif text is not None and text(values[i, j]):
+            dark = (values[i, j] - low) / (high - low)
+            color = "white" if (dark < 0.5) == (cmap == "viridis") else "black"
+            label = text(values[i, j])
+            ax.text(j, i, label, ha="center", va="center", fontsize=5.5, color=color)
+        if i == j:
+            ax.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, edgecolor=BLACK, linewidth=1.2))
+    labels = [title_of(game) for game in GAMES]
+    ax.set_xticks(range(12), labels, rotation=60, ha="right", fontsize=7)
+    ax.set_yticks(range(12), labels, fontsize=7)
+    ax.tick_params(length=0)
+    ax.grid(visible=False)
+    return image
+
+
+def atlas(results_dir: Path):
+    """All 144 strict ordinal 2x2 games: the share of seeds at the optimum, before and after."""
+    numbers = "at_optimum between found stackelberg_value stackelberg_value_pessimistic"
+    rows = load(results_dir, "vectorized_atlas", "env_id setting", numbers)
+    titles = {"paper": "paper's settings: every action drawn afresh", "both": "one table per episode, better follower"}
+    figure, axes = plt.subplots(1, 2, figsize=(9, 5.2), sharey=True)
+    for ax, (setting, title) in zip(axes, titles.items(), strict=True):
+        cells = pick(rows, setting=setting).set_index("env_id")
+        # where optima differ, the follower's ties decide: there a run counts if it is between them
+        tied = cells["stackelberg_value"] - cells["stackelberg_value_pessimistic"] > 1e-6
+        share = cells["found"].where(tied, cells["at_optimum"])
+        image = board(ax, share, "viridis", 0, 1, lambda x: f"{x:.0%}" if x < 0.995 else "")
+        for name in tied.index[tied]:
+            leader, _, follower = name.partition("-")
+            i, j = GAMES.index(leader), GAMES.index(follower or leader)
+            ax.plot(j + 0.36, i - 0.36, ".", color=RED, markersize=4)
+        ax.set_title(f"{title}\n{share.mean():.1%} of runs")
+    figure.supxlabel("follower's payoffs of", fontsize=9)
+    figure.supylabel("leader's payoffs of", fontsize=9)
+    figure.colorbar(image, ax=axes, shrink=0.6, label="share of seeds at the optimum (red dot: between the two optima)")
+    return figure
+
+
+def commitment(results_dir: Path):
+    """What commitment is worth in all 144 games: the optimum less the leader's best pure equilibrium."""
+    rows = pd.read_csv(results_dir / "vectorized_atlas.csv")
+    cells = rows[rows["setting"] == "both"].set_index("env_id")
+    figure, ax = plt.subplots(figsize=(6, 5))
+    worth = cells["stackelberg_value"] - cells["nash_value"]
+    image = board(ax, worth, "cividis_r", 0, 2, lambda x: f"{x:.1f}" if x > 0.04 else "")
+    ax.set(xlabel="follower's payoffs of", ylabel="leader's payoffs of")
+    label = "optimum less the leader's best pure equilibrium\n(hatched: there is none)"
+    figure.colorbar(image, ax=ax, shrink=0.7, label=label)
+    return figure
+
+
+def misses(results_dir: Path):
+    """Held-out random games: what the runs miss that do not end at the optimum."""
+    rows = load(results_dir, "vectorized_misses", "setting share", "mean low high")
+    names = {
+        "paper": "paper's settings",
+        "follower": "better follower",
+        "table": "one table per episode",
+        "both": "both",
+    }
+    causes = {"miss_leader": ("the leader stays below the best of its POMDP", BLUE)}
+    causes |= {"miss_follower_less": ("wrong replies leave less than the optimum", ORANGE)}
+    causes |= {"miss_follower_more": ("wrong replies pay more than the optimum", YELLOW)}
+    figure, ax = plt.subplots(figsize=(9, 2.7))
+    for y, setting in enumerate(names):
+        left = 0.0
+        for cause, (_, color) in causes.items():
+            share = pick(rows, setting=setting, share=cause)["mean"].item()
+            ax.barh(y, share, 0.6, left, color=color)
+            left += share
+        found = pick(rows, setting=setting, share="at_optimum").iloc[0]
+        error = [[found["high"] - found["mean"]], [found["mean"] - found["low"]]]
+        ax.errorbar(left, y, xerr=error, color=BLACK, linewidth=0.8, capsize=2)
+        ax.text(left + 0.025, y, f"{found['mean']:.1%} at the optimum", va="center", fontsize=8)
+    ax.set_yticks(range(len(names)), names.values())
+    ax.set(ylim=(len(names) - 0.5, -0.5), xlabel="share of 1,000 held-out random games that miss the optimum")
+    ax.set_xlim(0)
+    ax.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
+    ax.grid(axis="y", visible=False)
+    plot.legend_above(figure, [(name, {"color": color, "linewidth": 7}) for name, color in causes.values()], 2)
+    return figure
+
+
+def explore(results_dir: Path):
+    """Action against table with the same followers: the share of runs that have come to the optimum to stay."""
+    rows = pd.read_csv(results_dir / "vectorized_explore.csv")
+    arms = {"action": (ORANGE, DASHED, "every action afresh, learning rate 0.008 (paper)")}
+    arms |= {"action, faster": (RED, DASHED, "every action afresh, learning rate 0.1")}
+    arms |= {"table": (SKY, "-", "one table per episode")}
+    arms |= {"table, risk-seeking": (BLUE, "-", "one table per episode, risk-seeking (default)")}
+    panels = {"table3": "Table 3: 12 games, 5 seeds", "random": "1,000 held-out random games"}
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharex=True, sharey=True)
+    for ax, (family, title) in zip(axes, panels.items(), strict=True):
+        for arm, (color, line, _) in arms.items():
+            runs = rows[(rows["family"] == family) & (rows["arm"] == arm)]
+            for column, width in (("steps_to_converge_exploring", 2), ("steps_to_converge", 0.7)):
+                steps = np.sort(runs[column].dropna())
+                shares = np.arange(1, len(steps) + 1) / len(runs)
+                ends = np.append(steps, 200_000), np.append(shares, len(steps) / len(runs))
+                ax.step(*ends, where="post", color=color, linestyle=line, linewidth=width)
+        ax.axvline(52_500, zorder=1, **plot.PRE_TRAINING)
+        ax.set(title=title, xlim=(50_000, 200_000), ylim=(0, 1.02))
+        ax.xaxis.set_major_formatter(plot.thousands)
+        ax.yaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
+    axes[0].set_ylabel("runs within 0.05 of the optimum, to stay")
+    figure.supxlabel("combined steps: follower's training, leader's training and all queries", fontsize=9)
+    entries = [(name, {"color": color, "linestyle": line}) for color, line, name in arms.values()]
+    plot.legend_above(figure, [*entries, *plot.MEASURES], 2)
+    return figure
+
+
+def heat(ax, table: pd.DataFrame, cmap: str, low: float, high: float, log=False):
+    """Draws a table of shares, their percentage in each cell."""
+    image = ax.imshow(table, cmap=cmap, vmin=low, vmax=high, aspect="auto", origin="lower")
+    for (i, j), value in np.ndenumerate(table.to_numpy()):
+        relative = (value - low) / (high - low)
+        color = "white" if (relative < 0.5) == (not cmap.endswith("_r")) else "black"
+        ax.text(j, i, f"{value:.1%}", ha="center", va="center", fontsize=6.5, color=color)
+    ax.set_xticks(range(table.shape[1]), [f"{x:g}" for x in table.columns])
+    ax.set_yticks(range(table.shape[0]), [f"{x:g}" if x < 1000 else f"{x:,.0f}" for x in table.index])
+    ax.tick_params(length=0)
+    ax.grid(visible=False)
+    return image
+
+
+def follower_heatmap(results_dir: Path):
+    """The follower: share of wrong replies over its budget, learning rate and baseline."""
+    numbers = "follower_timesteps follower_learning_rate follower_baseline_rate wrong_replies follower_allows"
+    rows = load(results_dir, "vectorized_follower_heatmap", "family", numbers)
+    rates = sorted(set(rows["follower_baseline_rate"]))
+    figure, axes = plt.subplots(2, len(rates), figsize=(9, 5), sharex=True, sharey=True)
+    for i, (column, cmap, low, high, label) in enumerate(
+        (
+            ("wrong_replies", "viridis_r", 0, 0.3, "wrong replies to the 32 leader tables"),
+            ("follower_allows", "viridis", 0.7, 1, "games whose optimum the follower allows"),
+        )
+    ):
+        for ax, rate in zip(axes[i], rates, strict=True):
+            cells = pick(rows, family="random", follower_baseline_rate=rate)
+            table = cells.pivot(index="follower_timesteps", columns="follower_learning_rate", values=column)
+            image = heat(ax, table, cmap, low, high)
+            if i == 0:
+                ax.set_title(f"baseline rate {rate:g}")
+        figure.colorbar(image, ax=axes[i], label=label, format=lambda x, _: f"{x:.0%}")
+    figure.supxlabel("learning rate", fontsize=9)
+    figure.supylabel("environment steps of pre-training", fontsize=9)
+    return figure
+
+
+def leader_sensitivity(results_dir: Path):
+    """The leader: share of random games in which it finds the best of its POMDP, over learning rate and epsilon."""
+    rows = load(
+        results_dir, "vectorized_leader_sensitivity", "explore", "risk_seeking learning_rate adam_eps leader_finds"
+    )
+    panels = {("action", 0): "every action afresh", ("table", 0): "one table per episode"}
+    panels[("table", 5)] = "one table, risk-seeking"
+    figure, axes = plt.subplots(1, 3, figsize=(9, 3), sharex=True, sharey=True)
+    for ax, ((arm, risk_seeking), title) in zip(axes, panels.items(), strict=True):
+        cells = pick(rows, explore=arm, risk_seeking=risk_seeking)
+        table = cells.pivot(index="adam_eps", columns="learning_rate", values="leader_finds")
+        image = heat(ax, table, "viridis", 0.7, 1)
+        ax.set_title(title)
+    figure.colorbar(image, ax=axes, label="finds the best of its POMDP", format=lambda x, _: f"{x:.0%}")
+    figure.supxlabel("learning rate", fontsize=9)
+    axes[0].set_ylabel("Adam's epsilon")
+    return figure
+
+
+def throughput(results_dir: Path):
+    """Combined steps per second over the number of runs trained as one batch."""
+    rows = pd.read_csv(results_dir / "vectorized_throughput.csv")
+    figure, ax = plt.subplots(figsize=(6, 3.6))
+    lines = {
+        "paper": ("batch, paper's settings", BLUE, "-"),
+        "default": ("batch, one table per episode", GREEN, DASHED),
+    }
+    for setting, (_, color, line) in lines.items():
+        runs = rows[rows["setting"] == setting]
+        ax.plot(runs["runs"], runs["steps_per_second"], "o", color=color, linestyle=line, markersize=3.5)
+    script = rows.loc[rows["script"] == "stackelberg_ppo_matrix", "steps_per_second"].median()
+    ax.axhline(script, color=ORANGE)
+    for times in (10, 100, 300):
+        ax.axhline(times * script, color=GREY, linewidth=0.5, linestyle=(0, (1, 3)))
+        ax.text(1, times * script, f" {times} x", va="bottom", fontsize=7, color=GREY)
+    ax.set(xscale="log", yscale="log", xlabel="runs in the batch", ylabel="combined steps per second, one core")
+    entries = [(name, {"color": color, "linestyle": line}) for name, color, line in lines.values()]
+    plot.legend_above(figure, [*entries, ("stackelberg_ppo_matrix.py, one run", {"color": ORANGE})], 3)
+    return figure
+
+
+FIGURES = {
+    f.__name__: f for f in (atlas, commitment, misses, explore, follower_heatmap, leader_sensitivity, throughput)
+}
+
+
+def main(args: Args):
+    """Draws the figures."""
+    plot.FIGURES.update(FIGURES)
+    for name in args.figures:
+        path = Path(args.figures_dir, f"{name}.png")
+        plot.save(name, Path(args.results_dir), path)
+        plt.close("all")
+        print(path)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))

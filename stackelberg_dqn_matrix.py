@@ -18,8 +18,8 @@ tit-for-tat, the follower always cooperates, and the greedy leader gets -0.90 pe
 memory-1 leaders against stationary followers.
 
 Only the leader (its flags, `Leader`, `train_leader`) differs from stackelberg_ppo_matrix.py. Nearest to the authors'
-code (mgerstgrasser/oracles_and_followers, commit e98db77): --n-step 1 --no-centre-rewards
---follower-learning-rate 0.02 --follower-gamma 1 --follower-ent-coef 0 --follower-baseline-rate 0 --no-shuffled-leaders
+code (mgerstgrasser/oracles_and_followers, commit e98db77): --n-step 1 --no-centre-rewards --follower-baseline-rate 0
+--no-shuffled-leaders
 """
 
 import itertools
@@ -71,15 +71,11 @@ class Args:
 
     follower_timesteps: int = 52_500
     """environment steps of follower pre-training (500 iterations, Table 4)"""
-    follower_learning_rate: float = 0.1
-    """Adam learning rate of the follower (Table 4: 0.02)"""
+    follower_learning_rate: float = 0.02
+    """Adam learning rate of the follower (Table 4)"""
     follower_batch_size: int = 100
     """environment steps per follower batch (Table 4), rounded up to complete episodes"""
-    follower_gamma: float = 0.9
-    """discount in the follower's returns (paper: 1); what comes late is mostly the noise of its other choices"""
-    follower_ent_coef: float = 1.0
-    """coefficient of the follower's entropy bonus, falling to 0 linearly (paper: 0)"""
-    follower_baseline_rate: float = 0.3
+    follower_baseline_rate: float = 0.2
     """step size of the follower's baseline; 0: none (the authors' code), which leaves several times the regret"""
     shuffled_leaders: bool = True
     """deal the random leaders from a shuffled deck of all 32; off: draw each afresh (the authors' code)"""
@@ -114,8 +110,7 @@ class Args:
     """share of the observations in which the noisy policy should act differently; the noise's scale adapts to it"""
 
     def __post_init__(self):
-        may_be_zero = {"seed", "verification_iterations", "follower_baseline_rate", "follower_ent_coef"}
-        may_be_zero |= {"learning_starts", "n_step"}
+        may_be_zero = {"seed", "verification_iterations", "follower_baseline_rate", "learning_starts", "n_step"}
         for flag, value in asdict(self).items():
             if type(value) in (int, float) and not (0 < value < math.inf or (value == 0 and flag in may_be_zero)):
                 raise ValueError(f"--{flag.replace('_', '-')} must be positive, got {value}")
@@ -323,12 +318,12 @@ def random_leaders(seed: int, shuffled: bool) -> Iterator[int]:
         yield from rng.permutation(len(TABLES)) if shuffled else rng.integers(len(TABLES), size=len(TABLES))
 
 
-def train_follower(follower: torch.Tensor, leaders: Iterator[int], iterations: int, args: Args, log, ent_coef=0.0):
-    """Policy gradient on the follower's logits [32, 5, 2], in place, against one leader table in each episode, with an
-    entropy bonus whose coefficient falls to 0; calls `log(steps, scalars)`."""
+def train_follower(follower: torch.Tensor, leaders: Iterator[int], iterations: int, args: Args, log):
+    """Policy gradient on the follower's logits [32, 5, 2], in place, against one leader table in each episode; calls
+    `log(steps, scalars)`."""
     game, optimizer = args.game, torch.optim.Adam([follower], lr=args.follower_learning_rate)
     baseline = torch.zeros(follower.shape[:-1])  # of the reward per remaining step, for each context and observation
-    remaining = (args.follower_gamma ** torch.arange(game.num_steps)).cumsum(0).flip(0).unsqueeze(1)  # discounted
+    remaining = torch.arange(game.num_steps, 0, -1).unsqueeze(1)
     for iteration in tqdm(range(1, iterations + 1), desc="follower", leave=False, disable=None):
         # A deterministic leader's answers are its table: the follower's queries are not stepped through, but counted.
         steps = iteration * args.follower_episodes * game.episode_length
@@ -339,13 +334,10 @@ def train_follower(follower: torch.Tensor, leaders: Iterator[int], iterations: i
 
         # REINFORCE with a baseline
         inputs = torch.as_tensor(context_index).expand(observations.shape), torch.as_tensor(observations)
-        returns = torch.as_tensor(rewards[1], dtype=torch.float32)
-        for t in reversed(range(game.num_steps - 1)):
-            returns[t] += args.follower_gamma * returns[t + 1]
+        returns = torch.as_tensor(rewards[1], dtype=torch.float32).flip(0).cumsum(0).flip(0)
         advantages = returns - baseline[inputs] * remaining
         probs = Categorical(logits=follower[inputs], validate_args=False)
-        bonus = ent_coef * (1 - (iteration - 1) / iterations) * probs.entropy()
-        loss = -(probs.log_prob(torch.as_tensor(actions)) * advantages + bonus).mean()
+        loss = -(probs.log_prob(torch.as_tensor(actions)) * advantages).mean()
         if not loss.isfinite():
             raise SystemExit("the follower's training diverged: lower --follower-learning-rate or -baseline-rate")
         optimizer.zero_grad()
@@ -380,7 +372,7 @@ def pretrain_follower(args: Args, log=lambda steps, scalars: None) -> torch.Tens
     torch.manual_seed(args.seed)
     follower = nn.Parameter(0.01 * torch.randn(len(TABLES), NUM_OBSERVATIONS, NUM_ACTIONS))
     leaders = random_leaders(args.seed, args.shuffled_leaders)
-    train_follower(follower, leaders, args.follower_iterations, args, log, args.follower_ent_coef)
+    train_follower(follower, leaders, args.follower_iterations, args, log)
     return follower
 
 

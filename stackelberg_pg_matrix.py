@@ -17,8 +17,7 @@ leader defects once, then plays tit-for-tat, the follower always cooperates, and
 the optimum of deterministic memory-1 leaders against stationary followers.
 
 Only the leader (its flags, `Leader`, `train_leader`) differs from stackelberg_ppo_matrix.py. As in the authors' code
-(mgerstgrasser/oracles_and_followers, commit e98db77): --explore action --risk-seeking 0 --adam-eps 1e-8
---no-baseline --no-norm-adv --follower-learning-rate 0.02 --follower-gamma 1 --follower-ent-coef 0
+(mgerstgrasser/oracles_and_followers, commit e98db77): --adam-eps 1e-8 --no-baseline --no-norm-adv
 --follower-baseline-rate 0 --no-shuffled-leaders
 """
 
@@ -29,7 +28,6 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Literal
 
 import gymnasium as gym
 import numpy as np
@@ -73,15 +71,11 @@ class Args:
 
     follower_timesteps: int = 52_500
     """environment steps of follower pre-training (500 iterations, Table 4)"""
-    follower_learning_rate: float = 0.1
-    """Adam learning rate of the follower (Table 4: 0.02)"""
+    follower_learning_rate: float = 0.02
+    """Adam learning rate of the follower (Table 4)"""
     follower_batch_size: int = 100
     """environment steps per follower batch (Table 4), rounded up to complete episodes"""
-    follower_gamma: float = 0.9
-    """discount in the follower's returns (paper: 1); what comes late is mostly the noise of its other choices"""
-    follower_ent_coef: float = 1.0
-    """coefficient of the follower's entropy bonus, falling to 0 linearly (paper: 0)"""
-    follower_baseline_rate: float = 0.3
+    follower_baseline_rate: float = 0.2
     """step size of the follower's baseline; 0: none (the authors' code), which leaves several times the regret"""
     shuffled_leaders: bool = True
     """deal the random leaders from a shuffled deck of all 32; off: draw each afresh (the authors' code)"""
@@ -90,16 +84,11 @@ class Args:
     verification_iterations: int = 50
     """further follower iterations against the frozen leader (Appendix F); not in the budget"""
 
-    explore: Literal["action", "table"] = "table"
-    """action: draw every action afresh, in queries and in play (paper); table: draw each observation's action once, as
-    the answer to its query, and keep to it in play, so that the follower responds to what is played"""
-    risk_seeking: float = 5.0
-    """k of the advantages exp(k z) / mean - 1, z the standardised return, with which a rare table that is far better
-    than the rest outweighs it; for --explore table only. 0: z itself (paper)"""
     learning_rate: float = 0.156
     """Adam learning rate of the leader (Table 4)"""
-    adam_eps: float = 0.02
-    """Adam's epsilon for the leader; equal steps (1e-8) this large saturate the policy on the noise of a few batches"""
+    adam_eps: float = 0.5
+    """Adam's epsilon for the leader, so large that steps keep in proportion to the gradient; equal steps (1e-8) of this
+    size saturate the policy on the noise of a few batches"""
     batch_size: int = 100
     """environment steps per leader batch (Table 4), rounded up to complete episodes"""
     baseline: bool = True
@@ -109,8 +98,7 @@ class Args:
     """divide advantages by their standard deviation, so that one learning rate fits early and late training"""
 
     def __post_init__(self):
-        may_be_zero = {"seed", "verification_iterations", "follower_baseline_rate", "follower_ent_coef"}
-        may_be_zero |= {"adam_eps", "risk_seeking"}
+        may_be_zero = {"seed", "verification_iterations", "follower_baseline_rate", "adam_eps"}
         for flag, value in asdict(self).items():
             if type(value) in (int, float) and not (0 < value < math.inf or (value == 0 and flag in may_be_zero)):
                 raise ValueError(f"--{flag.replace('_', '-')} must be positive, got {value}")
@@ -317,12 +305,12 @@ def random_leaders(seed: int, shuffled: bool) -> Iterator[int]:
         yield from rng.permutation(len(TABLES)) if shuffled else rng.integers(len(TABLES), size=len(TABLES))
 
 
-def train_follower(follower: torch.Tensor, leaders: Iterator[int], iterations: int, args: Args, log, ent_coef=0.0):
-    """Policy gradient on the follower's logits [32, 5, 2], in place, against one leader table in each episode, with an
-    entropy bonus whose coefficient falls to 0; calls `log(steps, scalars)`."""
+def train_follower(follower: torch.Tensor, leaders: Iterator[int], iterations: int, args: Args, log):
+    """Policy gradient on the follower's logits [32, 5, 2], in place, against one leader table in each episode; calls
+    `log(steps, scalars)`."""
     game, optimizer = args.game, torch.optim.Adam([follower], lr=args.follower_learning_rate)
     baseline = torch.zeros(follower.shape[:-1])  # of the reward per remaining step, for each context and observation
-    remaining = (args.follower_gamma ** torch.arange(game.num_steps)).cumsum(0).flip(0).unsqueeze(1)  # discounted
+    remaining = torch.arange(game.num_steps, 0, -1).unsqueeze(1)
     for iteration in tqdm(range(1, iterations + 1), desc="follower", leave=False, disable=None):
         # A deterministic leader's answers are its table: the follower's queries are not stepped through, but counted.
         steps = iteration * args.follower_episodes * game.episode_length
@@ -333,13 +321,10 @@ def train_follower(follower: torch.Tensor, leaders: Iterator[int], iterations: i
 
         # REINFORCE with a baseline
         inputs = torch.as_tensor(context_index).expand(observations.shape), torch.as_tensor(observations)
-        returns = torch.as_tensor(rewards[1], dtype=torch.float32)
-        for t in reversed(range(game.num_steps - 1)):
-            returns[t] += args.follower_gamma * returns[t + 1]
+        returns = torch.as_tensor(rewards[1], dtype=torch.float32).flip(0).cumsum(0).flip(0)
         advantages = returns - baseline[inputs] * remaining
         probs = Categorical(logits=follower[inputs], validate_args=False)
-        bonus = ent_coef * (1 - (iteration - 1) / iterations) * probs.entropy()
-        loss = -(probs.log_prob(torch.as_tensor(actions)) * advantages + bonus).mean()
+        loss = -(probs.log_prob(torch.as_tensor(actions)) * advantages).mean()
         if not loss.isfinite():
             raise SystemExit("the follower's training diverged: lower --follower-learning-rate or -baseline-rate")
         optimizer.zero_grad()
@@ -374,7 +359,7 @@ def pretrain_follower(args: Args, log=lambda steps, scalars: None) -> torch.Tens
     torch.manual_seed(args.seed)
     follower = nn.Parameter(0.01 * torch.randn(len(TABLES), NUM_OBSERVATIONS, NUM_ACTIONS))
     leaders = random_leaders(args.seed, args.shuffled_leaders)
-    train_follower(follower, leaders, args.follower_iterations, args, log, args.follower_ent_coef)
+    train_follower(follower, leaders, args.follower_iterations, args, log)
     return follower
 
 
@@ -400,25 +385,19 @@ def train_leader(leader: Leader, envs: LeaderPOMDP, args: Args, log):
             obs[step] = torch.as_tensor(next_obs)
             with torch.no_grad():
                 actions[step] = torch.rand(envs.num_envs) < leader(obs[step]).probs[:, 1]
-            if args.explore == "table" and step >= NUM_OBSERVATIONS:  # play as answered: query t showed observation t
-                actions[step] = actions[next_obs.argmax(axis=1), np.arange(envs.num_envs)]
             next_obs, reward, _, _, infos = envs.step(actions[step].numpy())
             rewards[step] = torch.as_tensor(reward)
 
         # Undiscounted reward-to-go. How many steps are left weighs more in it than any one action: the baseline is the
         # batch's own mean at each step of the episode. A batch of a single episode has none.
-        rows = slice(NUM_OBSERVATIONS if args.explore == "table" else None)  # of a table the answers are all there is
-        advantages = rewards.flip(0).cumsum(0).flip(0)[rows]
+        advantages = rewards.flip(0).cumsum(0).flip(0)
         if args.baseline and envs.num_envs > 1:
             advantages -= advantages.mean(dim=1, keepdim=True)
         if args.norm_adv:
             advantages /= advantages.std() + 1e-8
-        if args.explore == "table" and args.risk_seeking > 0:
-            advantages = (args.risk_seeking * (advantages - advantages.max())).exp()  # the shift leaves with the mean
-            advantages = advantages / advantages.mean() - 1
 
-        probs = leader(obs[rows])
-        loss = -(probs.log_prob(actions[rows]) * advantages).mean()
+        probs = leader(obs)
+        loss = -(probs.log_prob(actions) * advantages).mean()
         if not loss.isfinite():
             raise SystemExit("the leader's training diverged: lower --learning-rate")
         optimizer.zero_grad()

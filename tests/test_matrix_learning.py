@@ -91,7 +91,6 @@ def test_the_baseline_averages_all_visits_to_an_input(trained):
     """The first batch moves each visited input's baseline to the same place as a loop over the visits does."""
     script, _, _ = trained
     args = script.Args(follower_timesteps=105, follower_learning_rate=1e-12, follower_baseline_rate=0.2)
-    args.follower_gamma = 1.0
     torch.manual_seed(1)
     follower = torch.nn.Parameter(torch.zeros(32, 5, 2))
     losses = []

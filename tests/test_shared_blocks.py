@@ -23,7 +23,7 @@ OTHER_FOLLOWER = {
     "replay_follower_matrix": {"Follower", "train_follower", "Args.total_timesteps"}
     | {
         f"Args.follower_{flag}"
-        for flag in "timesteps learning_rate batch_size baseline_rate gamma ent_coef replay_sweeps".split()
+        for flag in "timesteps learning_rate batch_size baseline_rate gamma replay_sweeps".split()
     },
 }
 
@@ -33,25 +33,16 @@ DIFFERENCES = {
         ("200_000", "178_500"),
         ('queries included"""', 'queries included (500 and 1,200\n    iterations, Table 4)"""'),
     ],
-    ("stackelberg_pg_matrix", "Args.__post_init__"): [
-        ('{"adam_eps", "ent_coef", "risk_seeking"}', '{"adam_eps", "risk_seeking"}')
-    ],
+    ("stackelberg_pg_matrix", "Args.__post_init__"): [('"adam_eps", "ent_coef"}', '"adam_eps"}')],
     ("replay_follower_matrix", "Args.__post_init__"): [
-        (
-            '"follower_baseline_rate", "follower_ent_coef"}\n'
-            '        may_be_zero |= {"adam_eps", "ent_coef", "risk_seeking"}',
-            '"follower_gamma", "risk_seeking", "ent_coef"}',
-        )
+        ('"follower_baseline_rate", "adam_eps", "ent_coef"}', '"follower_gamma", "risk_seeking", "ent_coef"}')
     ],
-    ("replay_follower_matrix", "imports"): [("from typing import Literal\n", "")],
-    ("replay_follower_matrix", "pretrain_follower"): [(", log, args.follower_ent_coef)", ", log)")],
-    ("stackelberg_dqn_matrix", "imports"): [("from typing import Literal\n", "")],
     ("replay_follower_matrix", "TABLES"): [
         ("The follower is logits\n", "The follower is Q-values\n"),
         ("the authors' linear policy on ONE one-hot of the first two.", "the discounted rewards that it expects."),
     ],
     ("stackelberg_dqn_matrix", "Args.__post_init__"): [
-        ('{"adam_eps", "ent_coef", "risk_seeking"}', '{"learning_starts", "n_step"}'),
+        ('"adam_eps", "ent_coef"}', '"learning_starts", "n_step"}'),
         ("        self.num_envs = math.ceil(self.batch_size / length)\n", ""),
         (
             'must hold a batch each")\n',

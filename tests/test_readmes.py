@@ -63,7 +63,7 @@ def test_the_readme_is_short():
 
 
 def test_claims_of_an_optimum_name_its_class():
-    """In a paragraph, docstring or printed line that speaks of an optimum, the class of leaders is near."""
+    """The README shows what the first command prints, with the class, and the old claims without one are gone."""
     readme = TEXTS["README.md"]
     assert "can do no better" not in readme and "exact optimum -0.90" not in readme
     assert re.search(r"optimum +-0\.90 for deterministic memory-1 leaders and stationary followers", readme)

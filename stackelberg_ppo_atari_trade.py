@@ -13,26 +13,20 @@ count ten times as much. Who commits to its prices first takes the gains from tr
 the highest price on the grid below the buyer's value of a bullet (just under 1); the buyer as leader pays no more than
 0.25, the lowest above the seller's value (just under 0.1).
 
-Three stages. (1) Gameplay: PPO on the game, with random trades, until the players aim well; a trained network is
-committed. It stays frozen from here on, and trades are learned on top of its image features. (2) The meta-follower: PPO
-on the follower's trade actions against a leader that trades at random. The follower is told what the leader answered to
-the query right before the trade, so it learns a best response to every leader. (3) The leader: PPO on its trade actions
-against the frozen follower. Last, the follower learns on against the frozen leader, and must not gain.
+Three stages, one PPO, rewards as they come. (1) Gameplay: one network learns to aim for both players, who trade at
+random; a trained one is committed, and every later network starts as its copy. (2) The meta-follower learns game and
+trades against a leader that trades at random. It is told what the leader answered to the query right before the trade,
+so it learns a best response to every leader. (3) The leader learns game and trades against the frozen follower. Last,
+the follower learns on against the frozen leader, its trades alone and all of it: by its trades it must not gain.
 """
 
-import contextlib
-import fcntl
-import hashlib
 import json
 import math
 import os
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -56,7 +50,7 @@ class Args:
     torch_deterministic: bool = True
     """if toggled, `torch.backends.cudnn.deterministic=True`"""
     cuda: bool = False
-    """if toggled, the networks run on the GPU; the emulators are the bottleneck either way"""
+    """if toggled, the networks run on the GPU"""
     track: bool = False
     """track the run with Weights and Biases too"""
     wandb_project_name: str = "stackelberg"
@@ -70,137 +64,104 @@ class Args:
     run_dir: str = "runs"
     """folder that the run's own folder is made in"""
     resume: str | None = None
-    """folder of an interrupted run to continue to the same bits, with its own flags; the script must be the same too"""
+    """folder of an interrupted run to continue to the same bits, with its flags and the same script"""
 
     leader: Literal["seller", "buyer"] = "seller"
-    """who commits to its trade actions (with `--stage evaluate`, the checkpoint tells)"""
+    """who commits to its trade actions"""
     stage: Literal["trade", "gameplay", "all", "evaluate"] = "trade"
     """trade: stages 2 and 3 with the gameplay checkpoint; gameplay: stage 1 alone; all: the three stages from nothing;
-    evaluate: no learning, only the evaluation of `--trade-checkpoint`"""
-    gameplay_checkpoint: str = os.path.join(os.path.dirname(__file__), "benchmark/checkpoints/atari_trade_gameplay.pt")
-    """model.pt of a run with `--stage gameplay`, used by `--stage trade` and `--stage evaluate`"""
-    trade_checkpoint: str | None = None
-    """model.pt of a run with `--save-model`, for `--stage evaluate`"""
-    gameplay_timesteps: int = 320_000
-    """environment steps of stage 1: decisions (4 frames, both players act), queries and trades"""
-    follower_timesteps: int = 120_000
+    evaluate: no learning, only the evaluation of the checkpoint"""
+    checkpoint: str = os.path.join(os.path.dirname(__file__), "benchmark/checkpoints/atari_trade_gameplay.pt")
+    """model.pt of an earlier run: for `--stage trade`, its gameplay network is where leader and follower start"""
+    gameplay_timesteps: int = 240_000
+    """environment steps of stage 1: decisions (4 frames, both players act), queries and trades; 0: random weights"""
+    follower_timesteps: int = 150_000
     """environment steps of stage 2"""
-    total_timesteps: int = 200_000
+    total_timesteps: int = 230_000
     """environment steps of stages 2 and 3 together"""
     verification_timesteps: int = 40_000
-    """environment steps for which the follower learns on against the frozen leader"""
+    """environment steps of both verifications: the follower learns on, its trades alone and all of it"""
     eval_episodes: int = 100
-    """episodes of every evaluation; both agents act greedily"""
+    """episodes of every evaluation"""
 
     num_envs: int = 16
     """emulators; an update, in every stage, learns from one episode of each"""
-    num_threads: int = 0
-    """threads that step the emulators; 0 = one per CPU core, at most 8"""
-    num_bullets: int = 5
-    """bullets per episode"""
     bullet_interval: tuple[int, int] = (8, 40)
     """least and most decisions between two bullets, drawn uniformly (stage 1 has its own)"""
     max_steps: int = 300
     """decisions after which an episode is cut off; it ends earlier when every bullet has been used and has landed"""
-    clip_coef: float = 0.2
-    """PPO's clipping coefficient"""
-    max_grad_norm: float = 0.5
-    """largest norm of the gradient"""
-
-    gameplay_learning_rate: float = 7e-4
-    """stage 1: learning rate of Adam, decaying linearly to a twentieth"""
-    gameplay_ent_coef: float = 0.01
-    """stage 1: coefficient of the entropy bonus, decaying like the learning rate"""
-    gamma: float = 0.98
-    """stage 1: discount factor per decision"""
-    gae_lambda: float = 0.9
-    """stage 1: lambda of generalized advantage estimation"""
-    update_epochs: int = 3
-    """stage 1: passes over the decisions of an update"""
-    minibatch_size: int = 256
-    """stage 1: most rows per minibatch"""
-    vf_coef: float = 0.5
-    """stage 1: coefficient of the value loss"""
 
     learning_rate: float = 3e-3
-    """stages 2 and 3: learning rate of Adam, decaying linearly to a twentieth"""
-    ent_coef: float = 0.1
-    """stages 2 and 3: coefficient of the entropy bonus, decaying like the learning rate"""
-    trade_epochs: int = 8
-    """stages 2 and 3: passes over the trades of an update, all of them in one minibatch"""
+    """stages 2 and 3: Adam's learning rate of the trades' logits and of the values"""
+    body_learning_rate: float = 1e-4
+    """stages 2 and 3: of all the rest, by which the game is played; 0 freezes the game"""
+    gameplay_learning_rate: float = 7e-4
+    """stage 1: of the whole network"""
+    anneal_lr: bool = True
+    """let learning rates and entropy bonuses decay linearly to a twentieth within a stage"""
+    gamma: float = 0.998
+    """discount factor per decision of the trades; with 0.99 a bullet bought is worth 0.80 at the trade"""
+    gae_lambda: float = 0.98
+    """lambda of the trades' advantages"""
+    game_gamma: float = 0.98
+    """discount factor per decision of the game, whose actions answer for the next hits alone"""
+    game_gae_lambda: float = 0.95
+    """lambda of the game's advantages"""
+    shape_body: bool = False
+    """stages 2 and 3: let trades and values shape what the network sees too, as they do in stage 1; aim then drifts"""
+    credit_shots: bool = False
+    """stages 2 and 3: reward a hit at the decision that fired the shot, as stage 1 does, instead of when it lands"""
+    update_epochs: int = 2
+    """passes over the decisions of an update"""
+    minibatch_size: int = 256
+    """most game decisions per minibatch; all trades of the update are in every minibatch"""
+    clip_coef: float = 0.2
+    """PPO's clipping coefficient"""
+    kl_coef: float = 0.0
+    """first coefficient of PPO's KL penalty, which adapts to a divergence of 0.01 an update (Table 4: 0.5)"""
+    vf_coef: float = 0.5
+    """coefficient of the value loss"""
+    max_grad_norm: float = 0.5
+    """largest norm of the gradient"""
+    ent_coef: float = 0.05
+    """stages 2 and 3: coefficient of the entropy bonus of the trades"""
+    game_ent_coef: float = 0.003
+    """stages 2 and 3: coefficient of the entropy bonus of the game"""
 
     def __post_init__(self):
-        may_be_zero = {"seed", "num_threads", "gameplay_ent_coef", "gamma", "gae_lambda", "vf_coef", "ent_coef"}
+        self.state = None
+        if self.resume is not None:
+            load_run(self)
+        may_be_zero = {"seed", "gameplay_timesteps", "body_learning_rate", "kl_coef", "ent_coef", "game_ent_coef"}
         for flag, value in asdict(self).items():
             if type(value) in (int, float) and not (0 < value < math.inf or (value == 0 and flag in may_be_zero)):
                 raise ValueError(f"--{flag.replace('_', '-')} must be positive, got {value}")
-        if not 1 <= self.bullet_interval[0] <= self.bullet_interval[1] < self.max_steps / self.num_bullets:
+        if not 1 <= self.bullet_interval[0] <= self.bullet_interval[1] < self.max_steps / NUM_BULLETS:
             raise ValueError("--bullet-interval must be 1 or more, the smaller first, and let all bullets come in time")
         if self.stage in ("trade", "all") and self.total_timesteps <= self.follower_timesteps:
             raise ValueError("--total-timesteps must exceed --follower-timesteps: the leader learns in what is left")
-        if self.stage == "evaluate" and self.trade_checkpoint is None:
-            raise ValueError("--stage evaluate needs --trade-checkpoint")
         if self.cuda and not torch.cuda.is_available():
             raise ValueError("--cuda: PyTorch finds no GPU here")
-        self.num_threads = self.num_threads or min(os.cpu_count() or 1, 8)
-        make_networks(self)  # to see if the checkpoints fit
-        self.state = None if self.resume is None else load_state(self)
+        make_agents(self)  # to see if the checkpoint fits
 
 
-# ----------------------------------------------------------------------------------------------------- the environment
-ENV_ID = "space_invaders_trade"
-SELLER, BUYER = 0, 1  # player 1 and player 2 of the emulator
-PRICES = (0.0, 0.25, 0.5, 0.75, 1.0)
-HIT_REWARD = np.array([0.1, 1.0], dtype=np.float32)  # per alien or saucer hit: seller, buyer
+# -------------------------------------------------------------------------------------------------------- the emulator
 FRAME_SKIP = 4  # frames per decision
 GAME_ACTIONS = (0, 1, 3, 4, 11, 12)  # the emulator's NOOP, FIRE, RIGHT, LEFT, RIGHTFIRE, LEFTFIRE
 FIRE_REMOVED = {0: 0, 1: 0, 3: 3, 4: 4, 11: 3, 12: 4}
-GAME, QUERY, TRADE = 0, 1, 2  # phases of the environment: emulator runs / leader commits / follower answers
-IMAGE_SHAPE = (4, 45, 80)  # the last four decisions, 180 x 160 pixels in blocks of 4 x 2
-ECONOMY_SIZE, GAME_ECONOMY_SIZE = 10, 3  # the first three matter to the game
-EPISODE = ("length", "steps", "given", "bullets", "fired", "hits", "landed", "offered", "accepted", "returns")
-STAGES = ("gameplay", "follower", "leader", "verification", "evaluation")
-# In stage 1 bullets come faster and later in the game than in the trades, so that more is learned per decision.
-GAMEPLAY_EPISODES = {"bullet_interval": (4, 24), "max_start": 400}
-
-# RAM addresses. A missile's slot says nothing about its shooter: a new missile is at y = 85 for one frame, at its
-# shooter's x + 5; an empty slot has y = 246.
-RAM_PLAYER_X, RAM_MISSILE_Y, RAM_MISSILE_X = 28, 85, 87
-
-# The palette codes of ground, shields, aliens, saucer, missiles, player 1 and player 2 in colour (for videos) and as
-# grey values: a player sees its own ship brightest, so that one network can play both sides.
-CODES = (226, 52, 20, 82, 6, 196, 246)
-COLOURS = ((80, 89, 22), (181, 83, 40), (134, 134, 29), (151, 25, 122), (142, 142, 142), (50, 132, 50), (162, 134, 56))
-VIEW = np.tile(np.arange(256, dtype=np.uint8), (2, 1))
-VIEW[:, (0, *CODES[:5])] = 0, 32, 64, 128, 160, 192
-VIEW[SELLER, CODES[5:]] = 255, 96
-VIEW[BUYER, CODES[5:]] = 96, 255
+BONUS = 200  # points for the other player's death; hits score 5 to 30, the saucer 100
+LAUNCH_Y, LAUNCH_X = 85, 5  # where a missile is in its first frame: y, and x to the right of its shooter's
 
 
-class TradeEnv(gym.Env):
-    """Two-player Space Invaders in which a shot costs a bullet, and bullets can be sold.
+class Emulator:
+    """Two-player Space Invaders, frame by frame: what would change on the day `ale-py` itself plays two players.
 
-    The first axis of every array is the player: 0 the seller, 1 the buyer.
-
-    Observation: `image` uint8 [2, 4, 45, 80], each player's view of the last four decisions, centred on its ship;
-    `economy` float32 [2, 10]: own bullets / 5, other's bullets / 5, is the buyer, a trade is pending, share of the
-    episode's bullets still to come, and the other's committed price as one-hot over `PRICES` (only for the follower,
-    only while it answers).
-    Action: int [2, 2], per player its game action (index into `GAME_ACTIONS`) and trade action (index into `PRICES`).
-    Reward: float32 [2]: 0.1 / 1.0 per hit for seller / buyer, plus and minus the price of a trade.
-
-    A bullet given to the seller stops the emulator for two steps: the QUERY step reads the leader's trade action, the
-    TRADE step the follower's. The leader's answer to the query is what it plays, so the leader is invariant.
+    The emulator writes in place: `scores` [2] of the last frame, `screens` [2, 210, 160] in palette codes, and RAM,
+    which has `ship_x` [2], and `missile_y` and `missile_x` [2] of two slots. Either slot may hold either player's shot;
+    an empty one has y = 246. The wrapper's own `act` and `getRAM` would take longer than the emulation.
     """
 
-    def __init__(self, leader=SELLER, num_bullets=5, bullet_interval=(8, 40), max_steps=300, max_start=60):
-        """An episode starts after 1 to `max_start` frames in which the ships move at random."""
-        self.leader, self.num_bullets = leader, num_bullets
-        self.bullet_interval, self.max_steps, self.max_start = bullet_interval, max_steps, max_start
-        image = gym.spaces.Box(0, 255, (2, *IMAGE_SHAPE), np.uint8)
-        economy = gym.spaces.Box(0.0, 1.0, (2, ECONOMY_SIZE), np.float32)
-        self.observation_space = gym.spaces.Dict({"image": image, "economy": economy})
-        self.action_space = gym.spaces.MultiDiscrete([[len(GAME_ACTIONS), len(PRICES)]] * 2)
+    def __init__(self):
         ALEInterface.setLoggerMode("error")
         self.ale = ALEInterface()
         self.ale.setInt("random_seed", 0)
@@ -208,38 +169,101 @@ class TradeEnv(gym.Env):
         self.ale.loadROM(str(get_rom_path("space_invaders")))
         self.ale.setMode(33)  # two players at once, fixed shields
         self.ale.reset_game()
-        # The emulator reads and writes these in place.
-        self.buttons, self.scores, self.ram = np.zeros(2, np.intc), np.zeros(2, np.intc), np.zeros(128, np.uint8)
-        self.screens = np.zeros((2, 210 * 160), np.uint8)
-        self.addresses = [x.ctypes.data for x in (self.buttons, self.scores, self.ram, *self.screens)]
+        self.game_over = self.ale.game_over
+        self.buttons, self.scores, ram = np.zeros(2, np.intc), np.zeros(2, np.intc), np.zeros(128, np.uint8)
+        self.ship_x, self.missile_y, self.missile_x = ram[28:30], ram[85:87], ram[87:89]
+        self.screens = np.zeros((2, 210, 160), np.uint8)
+        self.addresses = [array.ctypes.data for array in (self.buttons, self.scores, ram, *self.screens)]
         for _ in range(130):  # until the field is complete and shots are possible
-            self._frame()
+            self.frame((0, 0))
         self.start = self.ale.cloneSystemState()
+
+    def reset(self) -> None:
+        """Goes back to the complete field."""
+        self.ale.restoreSystemState(self.start)
+
+    def frame(self, buttons: tuple[int, int], screen: int | None = None) -> None:
+        """Runs one frame with each player's button, and keeps its picture as `screens[screen]` if told to."""
+        self.buttons[:] = buttons
+        ale_lib.actMulti(self.ale.obj, *self.addresses[:2])
+        ale_lib.getRAM(self.ale.obj, self.addresses[2])
+        if screen is not None:
+            ale_lib.getScreen(self.ale.obj, self.addresses[3 + screen])
+
+
+# ----------------------------------------------------------------------------------------------------- the environment
+ENV_ID = "space_invaders_trade"
+SELLER, BUYER = 0, 1  # player 1 and player 2 of the emulator
+NUM_BULLETS = 5  # per episode
+PRICES = (0.0, 0.25, 0.5, 0.75, 1.0)
+LOWEST, HIGHEST = 0, len(PRICES) - 1  # trade actions
+HIT_REWARD = np.array([0.1, 1.0], dtype=np.float32)  # per alien or saucer hit: seller, buyer
+GAME, QUERY, TRADE = 0, 1, 2  # phases of the environment: emulator runs / leader commits / follower answers
+IMAGE_SHAPE = (45, 80, 4)  # 180 x 160 pixels in blocks of 4 x 2; the last four decisions, the latest last
+ECONOMY_SIZE = 6 + len(PRICES)
+OWN_BULLETS, OTHERS_BULLETS, IN_FLIGHT, IS_BUYER, PENDING, TO_COME, PRICE = range(7)  # what is where in the economy
+EPISODE = ("length", "steps", "given", "bullets", "fired", "hits", "landed", "offered", "accepted", "returns")
+# Stage 1: bullets come faster and later in the game than in the trades, so that more is learned per decision.
+GAMEPLAY_EPISODES = {"bullet_interval": (4, 24), "max_start": 400}
+
+# Palette codes of ground, shields, aliens, saucer, missiles, the seller's ship and the buyer's; their colours; and grey
+# values for both players. Each sees its own ship brightest, so that one network can play both sides.
+CODES = (226, 52, 20, 82, 6, 196, 246)
+COLOURS = [80, 89, 22, 181, 83, 40, 134, 134, 29, 151, 25, 122, 142, 142, 142, 50, 132, 50, 162, 134, 56]
+GREY = np.tile(np.arange(256, dtype=np.uint8), (2, 1))
+GREY[:, 0] = 0
+GREY[:, CODES] = (32, 64, 128, 160, 192, 255, 96), (32, 64, 128, 160, 192, 96, 255)
+
+
+class TradeEnv(gym.Env):
+    """Two-player Space Invaders in which a shot costs a bullet, and bullets can be sold.
+
+    The first axis of every array is the player: 0 the seller, 1 the buyer.
+
+    Observation: `image` uint8 [2, 45, 80, 4], each player's view of the last four decisions, centred on its ship;
+    `economy` float32 [2, 11]: own bullets / 5, other's bullets / 5, an own shot is in the air, is the buyer, a trade is
+    pending, share of the episode's bullets still to come, and the other's committed price as one-hot over `PRICES`
+    (only for the follower, only while it answers).
+    Action: int [2, 2], per player its game action (index into `GAME_ACTIONS`) and trade action (index into `PRICES`).
+    Reward: float32 [2]: 0.1 / 1.0 per hit for seller / buyer, plus and minus the price of a trade.
+
+    A bullet given to the seller stops the emulator for two steps: the QUERY step reads the leader's trade action, the
+    TRADE step the follower's. The leader's answer to the query is what it plays, so the leader is invariant.
+    """
+
+    def __init__(self, leader=SELLER, bullet_interval=(8, 40), max_steps=300, max_start=60):
+        """An episode starts after 1 to `max_start` frames in which the ships move at random."""
+        self.leader, self.bullet_interval = leader, bullet_interval
+        self.max_steps, self.max_start = max_steps, max_start
+        image = gym.spaces.Box(0, 255, (2, *IMAGE_SHAPE), np.uint8)
+        economy = gym.spaces.Box(0.0, 1.0, (2, ECONOMY_SIZE), np.float32)
+        self.observation_space = gym.spaces.Dict({"image": image, "economy": economy})
+        self.action_space = gym.spaces.MultiDiscrete([[len(GAME_ACTIONS), len(PRICES)]] * 2)
+        self.emulator = Emulator()
         self.image = np.zeros((2, *IMAGE_SHAPE), np.uint8)
-        self.wide = np.zeros((IMAGE_SHAPE[1], 320), np.uint8)  # the playfield with a margin on both sides
+        self.wide = np.zeros((IMAGE_SHAPE[0], 320), np.uint8)  # the playfield with a margin on both sides
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
         """Starts an episode: random moves, then the game without bullets until the first one is given."""
         super().reset(seed=seed)
-        self.ale.restoreSystemState(self.start)
+        self.emulator.reset()
         for frame in range(1 + int(self.np_random.integers(self.max_start))):
             if frame % 16 == 0:
-                self.buttons[:] = self.np_random.choice((0, 3, 4), 2)  # stay, right, left
-            self._frame()
+                moves = self.np_random.choice((0, 3, 4), 2)  # stay, right, left
+            self.emulator.frame(moves, screen=0)
+        self.emulator.screens[1] = self.emulator.screens[0]
+
         self.phase, self.committed = GAME, 0
         self.length, self.steps = 0, 0  # of the episode: all steps, and the decisions among them
-        intervals = self.np_random.integers(*self.bullet_interval, self.num_bullets, endpoint=True)
+        intervals = self.np_random.integers(*self.bullet_interval, NUM_BULLETS, endpoint=True)
         self.arrivals = np.cumsum(intervals).tolist()  # the decisions after which the seller is given a bullet
         self.given, self.bullets = 0, [0, 0]  # so far, and held by each player
         self.shot, self.flying = [None, None], [False, False]  # x and decision of each player's latest shot
         self.fired, self.hits, self.returns = [0, 0], [0, 0], [0.0, 0.0]
-        self.landed = []  # (player, decision of the shot) of every hit
+        self.landed = []  # (player, decision of the shot, decision in which it landed) of every hit
         self.offered, self.accepted = [], []  # per trade [seller's, buyer's] trade action, and whether they agreed
-        self.image[:] = 0
-        ale_lib.getScreen(self.ale.obj, self.addresses[3])
-        self.screens[1] = self.screens[0]
         self._see()
-        self.image[:, :-1] = self.image[:, -1:]
+        self.image[..., :-1] = self.image[..., -1:]
         return self._observation(), {}
 
     def step(self, action: np.ndarray) -> tuple[dict, np.ndarray, bool, bool, dict]:
@@ -259,7 +283,7 @@ class TradeEnv(gym.Env):
             price, limit = PRICES[answers[SELLER]], PRICES[answers[BUYER]]
             self.offered.append(answers)
             self.accepted.append(price <= limit)
-            if price <= limit:
+            if price <= limit:  # the seller's price is paid
                 self.bullets[SELLER] -= 1
                 self.bullets[BUYER] += 1
                 reward[:] = price, -price
@@ -267,49 +291,41 @@ class TradeEnv(gym.Env):
         else:
             self._play(action, reward)
             self.steps += 1
-            if self.given < self.num_bullets and self.arrivals[self.given] <= self.steps:
+            if self.given < NUM_BULLETS and self.arrivals[self.given] <= self.steps:
                 self.given += 1
                 self.bullets[SELLER] += 1
                 self.phase = QUERY
         self.returns = [total + float(r) for total, r in zip(self.returns, reward, strict=True)]
-        terminated = self.given == self.num_bullets and not any(self.bullets + self.flying)
-        terminated |= self.phase == GAME and self.ale.game_over()
+
+        terminated = self.given == NUM_BULLETS and not any(self.bullets + self.flying)
+        terminated |= self.phase == GAME and self.emulator.game_over()
         truncated = self.phase == GAME and self.steps >= self.max_steps
         info = {"episode": {name: getattr(self, name) for name in EPISODE}} if terminated or truncated else {}
         return self._observation(), reward, terminated, truncated, info
 
-    def _frame(self):
-        """Runs the emulator for one frame; the wrapper's own `act` and `getRAM` would take longer than the emulator."""
-        buttons, scores, ram = self.addresses[:3]
-        ale_lib.actMulti(self.ale.obj, buttons, scores)
-        ale_lib.getRAM(self.ale.obj, ram)
-
     def _play(self, action, reward):
         """Runs the emulator for one decision, finds out from RAM who has fired, and counts hits."""
-        moves, buttons = [GAME_ACTIONS[action[p][0]] for p in (SELLER, BUYER)], [0, 0]
+        emulator, moves, buttons = self.emulator, [GAME_ACTIONS[action[p][0]] for p in (SELLER, BUYER)], [0, 0]
         for frame in range(FRAME_SKIP):
             for p in (SELLER, BUYER):
                 buttons[p] = moves[p] if self.bullets[p] else FIRE_REMOVED[moves[p]]
-            if abs(int(self.ram[RAM_PLAYER_X]) - int(self.ram[RAM_PLAYER_X + 1])) <= 2:
+            if abs(int(emulator.ship_x[SELLER]) - int(emulator.ship_x[BUYER])) <= 2:
                 # Ships in one place take turns in firing, or nobody could tell whose shot it was.
                 buttons[self.steps % 2] = FIRE_REMOVED[buttons[self.steps % 2]]
-            self.buttons[:] = buttons
-            self._frame()
-            if frame >= FRAME_SKIP - 2:
-                ale_lib.getScreen(self.ale.obj, self.addresses[3 + frame % 2])
-            ram = self.ram.tolist()
-            missiles = [(ram[RAM_MISSILE_Y + i], ram[RAM_MISSILE_X + i]) for i in (0, 1)]
-            for p, score in enumerate(self.scores.tolist()):
-                if score % 200:  # the 200 points for the other player's death are not a hit
+            emulator.frame(buttons, screen=frame % 2 if frame >= FRAME_SKIP - 2 else None)
+
+            missiles = list(zip(emulator.missile_y.tolist(), emulator.missile_x.tolist(), strict=True))
+            for p, score in enumerate(emulator.scores.tolist()):
+                if score % BONUS:
                     self.hits[p] += 1
-                    self.landed.append((p, self.shot[p][1]))
+                    self.landed.append((p, self.shot[p][1], self.steps))
                     self.flying[p] = False
                     reward[p] += HIT_REWARD[p]
                 elif self.flying[p]:
-                    self.flying[p] = any(y <= 85 and x == self.shot[p][0] for y, x in missiles)
-            for x in (x for y, x in missiles if y == 85):
+                    self.flying[p] = any(y <= LAUNCH_Y and x == self.shot[p][0] for y, x in missiles)
+            for x in (x for y, x in missiles if y == LAUNCH_Y):
                 armed = [p for p in (SELLER, BUYER) if buttons[p] in (1, 11, 12) and self.bullets[p]]
-                shooters = [p for p in armed if ram[RAM_PLAYER_X + p] + 5 == x]
+                shooters = [p for p in armed if emulator.ship_x[p] + LAUNCH_X == x]
                 if shooters:
                     p = shooters[0]
                     self.shot[p], self.flying[p] = (x, self.steps), True
@@ -322,382 +338,349 @@ class TradeEnv(gym.Env):
 
         Each player's view is centred on its own ship, so that aiming is the same wherever the ship is.
         """
-        screen = np.maximum(*self.screens).reshape(210, 160)[16:196]
+        screen = np.maximum(*self.emulator.screens)[16:196]
         rows = np.maximum(np.maximum(screen[0::4], screen[1::4]), np.maximum(screen[2::4], screen[3::4]))
         self.wide[:, 80:240] = rows
-        self.image[:, :-1] = self.image[:, 1:]
+        self.image.view("<u4")[:] >>= 8  # the four decisions of a pixel are the bytes of a word: the oldest drops out
         for p in (SELLER, BUYER):
-            muzzle = int(self.ram[RAM_PLAYER_X + p]) + 3  # the screen's column in which a shot flies
+            muzzle = int(self.emulator.ship_x[p]) + 3  # the screen's column in which a shot flies
             view = self.wide[:, muzzle : muzzle + 160]
-            self.image[p, -1] = VIEW[p].take(np.maximum(view[:, 0::2], view[:, 1::2]))
+            self.image[p, ..., -1] = GREY[p].take(np.maximum(view[:, 0::2], view[:, 1::2]))
 
     def _observation(self):
-        economy, to_come = np.zeros((2, ECONOMY_SIZE), np.float32), 1 - self.given / self.num_bullets
-        for p in (SELLER, BUYER):
-            own, others = (min(self.bullets[q], 5) / 5 for q in (p, 1 - p))
-            economy[p, :5] = own, others, p, self.phase != GAME, to_come
+        economy = np.zeros((2, ECONOMY_SIZE), np.float32)
+        economy[:, OWN_BULLETS] = np.array(self.bullets) / NUM_BULLETS
+        economy[:, OTHERS_BULLETS] = economy[::-1, OWN_BULLETS]
+        economy[:, IN_FLIGHT] = self.flying
+        economy[BUYER, IS_BUYER] = 1.0
+        economy[:, PENDING] = self.phase != GAME
+        economy[:, TO_COME] = 1 - self.given / NUM_BULLETS
         if self.phase == TRADE:
-            economy[1 - self.leader, 5 + self.committed] = 1.0
+            economy[1 - self.leader, PRICE + self.committed] = 1.0
         return {"image": self.image.copy(), "economy": economy}
 
     def render(self) -> np.ndarray:
         """uint8 [420, 520, 3]: the screen, and beside it bullets, offers and payments."""
-        names, k = ("seller", "buyer"), len(self.offered) + 1
-        lines = [f"decision {self.steps}", f"bullets given: {self.given} of {self.num_bullets}", ""]
-        for p, ship in ((SELLER, "green"), (BUYER, "yellow")):
-            lines.append(f"{names[p].upper()} ({ship}){' LEADER' * (p == self.leader)}")
-            lines += [f"  bullets {self.bullets[p]}", f"  hits {self.hits[p]} of {self.fired[p]} shots"]
-            lines += [f"  return {self.returns[p]:.2f}", ""]
-        trades = list(zip(np.take(PRICES, self.offered), self.accepted, strict=True)) if self.offered else []
-        for trade, ((ask, limit), sold) in enumerate(trades, start=1):
-            lines.append(f"{trade}: asks {ask:.2f}, pays {limit:.2f}: {'sold' if sold else 'kept'}")
-        if self.phase == QUERY:
-            lines.append(f"{k}: query: what does the {names[self.leader]} commit to?")
-        elif self.phase == TRADE:
-            lines.append(f"{k}: {names[self.leader]} commits to {PRICES[self.committed]:.2f}")
-        lines += ["", f"payments: {sum(ask * sold for (ask, _), sold in trades):.2f}"]
+        lines = [f"decision {self.steps}", f"bullets given: {self.given} of {NUM_BULLETS}"]
+        for p, name in ((SELLER, "SELLER (green)"), (BUYER, "BUYER (yellow)")):
+            lines += ["", name + " LEADER" * (p == self.leader), f"  bullets {self.bullets[p]}"]
+            lines += [f"  hits {self.hits[p]} of {self.fired[p]} shots", f"  return {self.returns[p]:.2f}"]
+        lines.append("")
+        for offer, sold in zip(self.offered, self.accepted, strict=True):
+            lines.append("asks {:.2f}, pays {:.2f}: ".format(*np.take(PRICES, offer)) + ("sold" if sold else "kept"))
+        if self.phase == TRADE:
+            lines.append(f"the leader commits to {PRICES[self.committed]:.2f}")
+
         colour = np.zeros((256, 3), np.uint8)
-        colour[list(CODES)] = COLOURS
-        screen = Image.fromarray(colour[np.maximum(*self.screens)].reshape(210, 160, 3))
+        colour[list(CODES)] = np.reshape(COLOURS, (-1, 3))
+        screen = Image.fromarray(colour[np.maximum(*self.emulator.screens)])
         frame = Image.new("RGB", (520, 420))
         frame.paste(screen.resize((320, 420), Image.Resampling.NEAREST), (0, 0))
         ImageDraw.Draw(frame).multiline_text((330, 20), "\n".join(lines), fill=(230, 230, 230), spacing=6)
         return np.asarray(frame)
 
 
-class Emulators:
-    """`args.num_envs` environments, stepped by threads of this process: the emulator runs outside Python's lock."""
+# ------------------------------------------------------------------------------------------------------------- players
+class Agent(nn.Module):
+    """Image and economy into joint logits of game and trade (Figure 7), and what is to come of either."""
 
-    def __init__(self, args, **kwargs):
-        kwargs = {"bullet_interval": args.bullet_interval, "max_steps": args.max_steps} | kwargs
-        self.envs = [TradeEnv(num_bullets=args.num_bullets, **kwargs) for _ in range(args.num_envs)]
-        self.num_threads = min(args.num_threads, args.num_envs)
-        self.pool = ThreadPoolExecutor(self.num_threads)
+    def __init__(self):
+        super().__init__()
+        # RLlib's small Atari network; the first kernel is half as high as wide since the image's blocks are 4 x 2.
+        convolutions = nn.Conv2d(IMAGE_SHAPE[2], 16, (4, 8), 4), nn.ReLU(), nn.Conv2d(16, 32, 4, 2), nn.ReLU()
+        self.cnn = nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(32 * 4 * 8, 256), nn.ReLU())
+        # The economy's branch to each part of the joint layer: trades need theirs fast, and the game its own steady.
+        self.game_economy, self.trade_economy = (nn.Sequential(nn.Linear(ECONOMY_SIZE, 64), nn.ReLU()) for _ in "12")
+        self.game_actor, self.trade_actor = nn.Linear(256 + 64, len(GAME_ACTIONS)), nn.Linear(256 + 64, len(PRICES))
+        self.hit_critic, self.reward_critic = nn.Linear(256 + 64, 1), nn.Linear(256 + 64, 1)
+        scales = {self.game_actor: 0.01, self.trade_actor: 0.01, self.hit_critic: 1.0, self.reward_critic: 0.01}
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.orthogonal_(layer.weight, scales.get(layer, 2**0.5))
+                nn.init.zeros_(layer.bias)
+        self.cnn.to(memory_format=torch.channels_last)  # that of the images
 
-    def play(self, act: Callable, seeds: np.ndarray) -> list[dict]:
-        """Plays an episode for each seed, on an emulator of its own; the seed is all that is random about it.
+    def forward(self, image: torch.Tensor, economy: torch.Tensor, shape_body: bool = False) -> tuple:
+        """uint8 [batch, 45, 80, 4], [batch, 11] -> log-probabilities of game [batch, 6] and trade actions [batch, 5],
+        values [batch, 2]: hits and rewards to come, with the discount of the game and of the trades.
 
-        `act` maps image [envs, 2, 4, 45, 80], economy [envs, 2, 10], phase [envs] and the environments' random
-        generators to actions int [envs, 2, 2] and a row to keep, or None, for each environment. Returns for each seed
-        `info["episode"]` with the episode's `rows`.
+        The game's actions alone shape what the body sees, or trades and values do too.
         """
-        n = self.num_threads
-        played = self.pool.map(lambda k: self._play_some(self.envs[k::n], act, seeds[k::n].tolist()), range(n))
-        episodes = [None] * len(seeds)
-        for k, some in enumerate(played):
-            episodes[k::n] = some
-        return episodes
+        device = self.game_actor.weight.device
+        # In place: a second buffer of this size costs as much time as the network.
+        image = self.cnn(image.to(device).permute(0, 3, 1, 2).float().div_(255.0))
+        economy = economy.to(device)
+        game = torch.cat([image, self.game_economy(economy)], 1)
+        seen = game if shape_body else game.detach()
+        # Scaled to length 1, so that 256 image features do not drown the economy.
+        trade = torch.cat([F.normalize(seen[:, :256], dim=1), self.trade_economy(economy)], 1)
+        hits = self.hit_critic(seen)
+        hit_reward = torch.from_numpy(HIT_REWARD).to(device)[economy[:, IS_BUYER].long(), None]
+        value = torch.cat([hits, hit_reward * hits.detach() + self.reward_critic(trade)], 1)
+        return torch.log_softmax(self.game_actor(game), 1), torch.log_softmax(self.trade_actor(trade), 1), value
+
+
+class Transition(NamedTuple):
+    """A player's decisions [batch, ...], in the course of a game; those that it learns from have the last three too."""
+
+    image: torch.Tensor
+    economy: torch.Tensor
+    is_trade: torch.Tensor  # whether the action is a trade action or a game action
+    action: torch.Tensor
+    logprob: torch.Tensor
+    value: torch.Tensor  # [batch, 2]: hits and rewards to come
+    return_: torch.Tensor | None = None  # [batch, 2]: what the values are to be
+    advantage: torch.Tensor | None = None
+    matters: torch.Tensor | None = None  # whether the action does, or the row is for the values alone
+
+
+class Policy(NamedTuple):
+    """A way to play: sampled from an agent's probabilities or greedily, with the agent's prices or others."""
+
+    agent: Agent
+    greedy: bool = True
+    price: int | None = None  # always this trade action
+    random_prices: bool = False  # any trade action, each time anew
+
+    def act(self, image: torch.Tensor, economy: torch.Tensor, noise: torch.Tensor) -> Transition:
+        """uint8 [batch, 45, 80, 4], [batch, 11], uniform noise [batch, 6 + 5] -> decisions."""
+        game, trade, value = (x.cpu() for x in self.agent(image, economy))
+        game_noise, trade_noise = noise.log().neg().log().neg().split([len(GAME_ACTIONS), len(PRICES)], 1)  # Gumbel's
+        game_action, trade_action = game.argmax(1), trade.argmax(1)
+        if not self.greedy:
+            game_action, trade_action = (game + game_noise).argmax(1), (trade + trade_noise).argmax(1)
+        if self.random_prices:
+            trade_action = trade_noise.argmax(1)
+        if self.price is not None:
+            trade_action = torch.full_like(trade_action, self.price)
+
+        is_trade = economy[:, PENDING] > 0
+        action = torch.where(is_trade, trade_action, game_action)
+        index = torch.arange(len(action))
+        logprob = torch.where(is_trade, trade[index, trade_action], game[index, game_action])
+        return Transition(image, economy, is_trade, action, logprob, value)
+
+
+class Emulators:
+    """`args.num_envs` environments that play an episode each, side by side."""
+
+    def __init__(self, args: Args, **kwargs):
+        kwargs = {"bullet_interval": args.bullet_interval, "max_steps": args.max_steps} | kwargs
+        self.leader = ("seller", "buyer").index(args.leader)
+        self.envs = [TradeEnv(self.leader, **kwargs) for _ in range(args.num_envs)]
 
     @torch.no_grad()
-    def _play_some(self, envs, act, seeds):
-        """A thread's share: its environments step together until the last episode is over."""
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        observations = [env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=False)]
-        rows, episodes, playing = [[] for _ in seeds], {}, list(range(len(seeds)))
+    def play(self, leader: Policy, follower: Policy, seeds: np.ndarray, learners: tuple[int, ...] = ()) -> list[dict]:
+        """Plays an episode for each seed, at most one per environment; the seed is all that is random about it.
+
+        Returns `info["episode"]` for each seed, with its `rows`: for each of the `learners`, its Transitions in order.
+        A step in which only the other player answers, a query or a trade, leaves it no row.
+        """
+        policies = (leader, follower) if self.leader == SELLER else (follower, leader)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
+        observations = [env.reset(seed=seed)[0] for env, seed in zip(self.envs, seeds.tolist(), strict=False)]
+        rows, episodes, playing = [{player: [] for player in learners} for _ in seeds], {}, list(range(len(seeds)))
         while playing:
-            stacked = (np.stack([observations[i][key] for i in playing]) for key in ("image", "economy"))
-            phase = torch.tensor([envs[i].phase for i in playing])
-            actions, new_rows = act(*map(torch.from_numpy, stacked), phase, [generators[i] for i in playing])
-            for i, action, row in zip(playing, actions.tolist(), new_rows, strict=True):
-                observations[i], _, _, _, info = envs[i].step(action)
-                if row is not None:
-                    rows[i].append(row)
+            actions = np.zeros((len(seeds), 2, 2), np.int64)
+            for player, policy in enumerate(policies):
+                moments = (GAME, QUERY if player == self.leader else TRADE)
+                asked = [i for i in playing if self.envs[i].phase in moments]
+                if not asked:
+                    continue
+                image = torch.from_numpy(np.stack([observations[i]["image"][player] for i in asked]))
+                economy = torch.from_numpy(np.stack([observations[i]["economy"][player] for i in asked]))
+                noise = [torch.rand(len(GAME_ACTIONS) + len(PRICES), generator=generators[i]) for i in asked]
+                decisions = policy.act(image, economy, torch.stack(noise))
+                actions[asked, player] = decisions.action[:, None]  # the environment takes the one it has asked for
+                if player in learners:
+                    for i, *row in zip(asked, *decisions[:6], strict=True):
+                        rows[i][player].append(row)
+
+            for i in playing:
+                observations[i], _, _, _, info = self.envs[i].step(actions[i])
                 if "episode" in info:
                     episodes[i] = info["episode"] | {"rows": rows[i]}
             playing = [i for i in playing if i not in episodes]
         return [episodes[i] for i in range(len(seeds))]
 
 
-# ------------------------------------------------------------------------------------------------------------ networks
-def layer_init(layer: nn.Module, std: float = 2**0.5) -> nn.Module:
-    """Orthogonal weights, zero bias."""
-    nn.init.orthogonal_(layer.weight, std)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
-class Gameplay(nn.Module):
-    """Plays the game for either player: CNN, fully connected economic branch, joint output layer (Figure 7)."""
-
-    def __init__(self):
-        super().__init__()
-        # RLlib's small Atari network; the first kernel is half as high as wide since the image's blocks are 4 x 2.
-        first, second = layer_init(nn.Conv2d(IMAGE_SHAPE[0], 16, (4, 8), (2, 4))), layer_init(nn.Conv2d(16, 32, 4, 2))
-        hidden = layer_init(nn.Linear(32 * 9 * 8, 256))
-        self.cnn = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Flatten(), hidden, nn.ReLU())
-        self.economy = nn.Sequential(layer_init(nn.Linear(GAME_ECONOMY_SIZE, 32)), nn.ReLU())
-        self.actor = layer_init(nn.Linear(256 + 32, len(GAME_ACTIONS)), 0.01)
-        self.critic = layer_init(nn.Linear(256 + 32, 1), 1.0)
-
-    def features(self, image: torch.Tensor) -> torch.Tensor:
-        """uint8 [batch, 4, 45, 80] -> float32 [batch, 256]."""
-        # Channels last is the faster layout with a backward pass, and the slower one without.
-        layout = torch.channels_last if self.training else torch.contiguous_format
-        return self.cnn(image.to(self.actor.weight.device).to(torch.float32, memory_format=layout) / 255.0)
-
-    def heads(self, features: torch.Tensor, economy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """[batch, 256], [batch, 10] -> logits [batch, 6], value [batch]."""
-        hidden = torch.cat([features, self.economy(economy[:, :GAME_ECONOMY_SIZE].to(features.device))], 1)
-        return self.actor(hidden), self.critic(hidden).squeeze(1)
-
-
-class Trader(nn.Module):
-    """Chooses a trade action: the same build, with frozen image features and an economic branch of its own."""
-
-    def __init__(self):
-        super().__init__()
-        self.economy = nn.Sequential(layer_init(nn.Linear(ECONOMY_SIZE, 64)), nn.ReLU())
-        self.actor = layer_init(nn.Linear(256 + 64, len(PRICES)), 0.01)
-        # What came of the bullets that it ended up with in training: how many there were, and their hits' reward.
-        self.register_buffer("bullets", torch.zeros(()))
-        self.register_buffer("earned", torch.zeros(()))
-
-    def forward(self, features: torch.Tensor, economy: torch.Tensor) -> torch.Tensor:
-        """[batch, 256], [batch, 10] -> logits [batch, 5]."""
-        # Scaled to length 1, so that 256 image features do not drown ten economic ones.
-        features, economy = features.to(self.actor.weight.device), economy.to(self.actor.weight.device)
-        return self.actor(torch.cat([F.normalize(features, dim=1), self.economy(economy)], 1))
-
-
-def load(path: str, modules: dict[str, nn.Module]) -> dict:
-    """Loads the weights that a model.pt has for these modules; returns all that is in it."""
-    model = torch.load(path, map_location="cpu", weights_only=True)
-    for name, module in modules.items():
-        module.load_state_dict(model[name])
-        assert all(x.isfinite().all() for x in model[name].values()), f"its {name} has weights that are not finite"
-    return model
-
-
-def make_networks(args: Args) -> tuple[Gameplay, dict[str, Trader]]:
-    """Returns the gameplay network and the trader of each stage, new ones or those of the checkpoints. A trade
-    checkpoint sets who leads. Raises ValueError if one does not fit."""
-    torch.manual_seed(args.seed)
-    gameplay = Gameplay()
-    traders = {stage: Trader() for stage in ("follower", "leader", "verification")}
-    path = args.gameplay_checkpoint
-    try:
-        if args.stage in ("trade", "evaluate"):
-            load(path, {"gameplay": gameplay})
-        if args.stage == "evaluate":
-            path = args.trade_checkpoint
-            model = load(path, traders)
-            assert model["who_leads"] in ("seller", "buyer"), f"who leads: {model['who_leads']!r}"
-            assert torch.equal(model["gameplay_bias"], gameplay.actor.bias), "it is for another gameplay network"
-            args.leader = model["who_leads"]
-    except Exception as error:  # torch.load raises whatever a foreign file makes it trip over
-        raise ValueError(f"checkpoint {path!r} does not fit: {error}") from error
-    return gameplay, traders
-
-
-def sample(logits: torch.Tensor, generators: list[torch.Generator]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gumbel sampling: logits [batch, n] -> action [batch], its log-probability [batch], both on the CPU.
-
-    Every generator supplies the noise of its equal share of the batch.
-    """
-    log_probs, share = torch.log_softmax(logits, 1).cpu(), len(logits) // len(generators)
-    uniform = torch.cat([torch.rand(share, logits.shape[1], generator=generator) for generator in generators])
-    action = (log_probs - torch.log(-torch.log(uniform))).argmax(1)
-    return action, log_probs.gather(1, action[:, None]).squeeze(1)
-
-
-def ppo_step(args, module, optimizer, ent_coef, logits, action, old_logprob, advantage, more_loss=0.0) -> dict:
-    """One gradient step on PPO's clipped loss over these rows. Returns TensorBoard tags."""
-    log_probs = torch.log_softmax(logits, 1)
-    log_ratio = log_probs.gather(1, action[:, None]).squeeze(1) - old_logprob
-    ratio = log_ratio.exp()
-    clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
-    policy_loss = -torch.min(advantage * ratio, advantage * clipped).mean()
-    entropy = -(log_probs.exp() * log_probs).sum(1).mean()
-    loss = policy_loss - ent_coef * entropy + more_loss
-    if not loss.isfinite():
-        flag = "--gameplay-learning-rate" if isinstance(module, Gameplay) else "--learning-rate"
-        raise SystemExit(f"the training diverged: lower {flag}")
-    optimizer.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(module.parameters(), args.max_grad_norm)
-    optimizer.step()
-    kl = ((ratio.detach() - 1) - log_ratio.detach()).mean()
-    parts = {"policy_loss": policy_loss, "entropy": entropy, "approx_kl": kl}
-    return {f"losses/{name}": part.item() for name, part in parts.items()}
-
-
-def episode_seeds(args, stage: str, num_episodes: int, done: int = 0) -> np.ndarray:
+def episode_seeds(args: Args, stage: str, num_episodes: int, done: int = 0) -> np.ndarray:
     """Seeds of the episodes that begin `done` steps into a stage."""
     return np.random.SeedSequence((args.seed, STAGES.index(stage), done)).generate_state(num_episodes)
 
 
-# --------------------------------------------------------------------------------------------------- stage 1: gameplay
-def gameplay_policy(agent: Gameplay, image, economy, phase, generators) -> tuple[torch.Tensor, list]:
-    """Both players sample game actions, and trade at random.
-
-    Rows of the decisions: image, economy, game action, log-probability, value.
-    """
-    logits, value = agent.heads(agent.features(image.flatten(0, 1)), economy.flatten(0, 1))
-    trade_action, _ = sample(torch.zeros(len(logits), len(PRICES)), generators)
-    game_action, logprob = (x.view(-1, 2) for x in sample(logits, generators))
-    rows = zip(image, economy, game_action, logprob, value.cpu().view(-1, 2), strict=True)
-    rows = [row if moment == GAME else None for row, moment in zip(rows, phase, strict=True)]
-    return torch.stack([game_action, trade_action.view(-1, 2)], 2), rows
+# --------------------------------------------------------------------------------------------- PPO, the same everywhere
+PLAYED = ("gameplay", "follower", "leader")
+VERIFICATIONS = ("trade_deviation", "deviation")  # the follower learns on: its trades alone, and all of it
+STAGES = (*PLAYED, *VERIFICATIONS, "evaluation")
 
 
-def generalized_advantages(args, reward: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Of a whole episode, after which nothing is to be had: [decisions, players] -> [decisions, players]."""
-    delta = reward + args.gamma * torch.cat([value[1:], torch.zeros(1, 2)]) - value
-    for t in reversed(range(len(delta) - 1)):
-        delta[t] += args.gamma * args.gae_lambda * delta[t + 1]
-    return delta
+def rewards(episode: dict, player: int, is_trade: torch.Tensor, credit_shots: bool) -> torch.Tensor:
+    """[rows, 2]: hits and payments at each of a player's decisions; a leader is paid at the query before the trade."""
+    reward = torch.zeros(len(is_trade), 2)
+    decisions, trades = (torch.nonzero(x).squeeze(1).tolist() for x in (~is_trade, is_trade))
+    for shooter, shot, landing in episode["landed"]:
+        if shooter == player:
+            reward[decisions[shot if credit_shots else landing], 0] += 1
+    for row, (price, _), sold in zip(trades, episode["offered"], episode["accepted"], strict=True):
+        reward[row, 1] = sold * PRICES[price] * (1 if player == SELLER else -1)
+    return reward
 
 
-def update_gameplay(args, agent: Gameplay, emulators, optimizer, seeds, left) -> tuple[int, dict]:
-    """PPO on the game; one network plays both players, each from its own view."""
-    generator, batch = torch.Generator().manual_seed(sum(seeds.tolist())), []
-    episodes = emulators.play(partial(gameplay_policy, agent), seeds)
-    for episode in episodes:
-        image, economy, action, logprob, value = map(torch.stack, zip(*episode["rows"], strict=True))
-        # A hit counts 1 for both, and is credited to the decision that fired the shot.
-        reward = torch.zeros_like(value)
-        for player, shot in episode["landed"]:
-            reward[shot, player] += 1.0
-        advantage = generalized_advantages(args, reward, value)
-        batch.append([x.flatten(0, 1) for x in (image, economy, action, logprob, advantage, advantage + value)])
-    columns = [torch.cat(column) for column in zip(*batch, strict=True)]
-    # What a player does without a bullet matters little: of those rows, a quarter is learned from.
-    bullets = columns[1][:, 0]
-    kept = torch.nonzero((bullets > 0) | (torch.rand(len(bullets), generator=generator) < 0.25)).squeeze(1)
-    num_minibatches = -(-len(kept) // args.minibatch_size)  # of equal size, so that none is a single row
-    for _ in range(args.update_epochs):
-        for index in kept[torch.randperm(len(kept), generator=generator)].tensor_split(num_minibatches):
-            image, economy, *rest, advantage, return_ = (x[index].to(agent.actor.weight.device) for x in columns)
-            logits, value = agent.heads(agent.features(image), economy)
-            advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
-            value_loss = 0.5 * (value - return_).square().mean()
-            rest += [advantage, args.vf_coef * value_loss]
-            losses = ppo_step(args, agent, optimizer, args.gameplay_ent_coef * left, logits, *rest)
-            losses["losses/value_loss"] = value_loss.item()
-    return sum(e["length"] for e in episodes), game_charts(episodes) | losses
-
-
-def game_charts(episodes: list[dict]) -> dict:
-    """Aim and length of episodes, by TensorBoard tag."""
-    fired, hits, given = (np.sum([e[name] for e in episodes]) for name in ("fired", "hits", "given"))
-    charts = {"charts/hits_per_shot": hits / max(fired, 1), "charts/hits_per_bullet": hits / max(given, 1)}
-    return charts | {"charts/episode_length": np.mean([e["steps"] for e in episodes])}
-
-
-# ---------------------------------------------------------------------------------------------- stages 2 and 3: trades
-# A policy maps the image features [batch, 256] and economic features [batch, 10] of trades to logits [batch, 5]. What
-# it is certain of has a logit that no sampling noise can outweigh.
-Policy = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-CERTAIN = 1e6
-
-
-def fixed(action: int) -> Policy:
-    """Always the same price."""
-    return lambda features, economy: CERTAIN * F.one_hot(torch.full((len(features),), action), len(PRICES)).float()
-
-
-def random_leader(features: torch.Tensor, economy: torch.Tensor) -> torch.Tensor:
-    """The leader of the meta-follower's training: any price, each time anew."""
-    return torch.zeros(len(features), len(PRICES))
-
-
-def greedy(trader: Trader) -> Policy:
-    """A trader's most probable action."""
-    return lambda features, economy: CERTAIN * F.one_hot(trader(features, economy).argmax(1), len(PRICES)).float()
-
-
-class Trading:
-    """Trades on `args.num_envs` emulators, where the frozen gameplay network plays the game."""
-
-    def __init__(self, args, gameplay: Gameplay, leader: int):
-        self.args, self.gameplay, self.leader, self.emulators = args, gameplay, leader, Emulators(args, leader=leader)
-
-    def act(self, leader_policy, follower_policy, learner, image, economy, phase, generators):
-        """Actions, and the learner's trades as rows: features, economy, action, log-probability."""
-        features = self.gameplay.features(image.flatten(0, 1))
-        game_action = self.gameplay.heads(features, economy.flatten(0, 1))[0].argmax(1).cpu().view(-1, 2)
-        actions, features = torch.stack([game_action, torch.zeros_like(game_action)], 2), features.view(-1, 2, 256)
-        rows = [None] * len(phase)
-        for player, moment, policy in ((self.leader, QUERY, leader_policy), (1 - self.leader, TRADE, follower_policy)):
-            envs = torch.nonzero(phase == moment).squeeze(1).tolist()
-            if envs:
-                seen = features[envs, player], economy[envs, player]
-                answer, logprob = sample(policy(*seen), [generators[env] for env in envs])
-                actions[envs, player, 1] = answer
-                if player == learner:
-                    for env, *row in zip(envs, *seen, answer, logprob, strict=True):
-                        rows[env] = row
-        return actions, rows
-
-    def evaluate(self, leader_policy: Policy, follower_policy: Policy, num_episodes: int) -> list[dict]:
-        """Episodes that have the same bullets and starts, whatever the policies."""
-        seeds, n = episode_seeds(self.args, "evaluation", num_episodes), self.args.num_envs
-        batches = (seeds[first : first + n] for first in range(0, num_episodes, n))
-        act = partial(self.act, leader_policy, follower_policy, None)
-        return [episode for batch in batches for episode in self.emulators.play(act, batch)]
-
-
-def standardise(reward: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-    """Mean 0 and standard deviation 1 among the trades with the same committed price.
-
-    `context` [trades, 5] is that price as one-hot, zero for a leader, whose trades are all compared. Whether to pay 1.0
-    for a bullet worth 0.98 is a matter of 0.02 and would drown among prices whose rewards differ by up to 1.
-    """
-    advantage = torch.zeros_like(reward)
-    for price in context.unique(dim=0):
-        same = (context == price).all(1)
-        advantage[same] = (reward[same] - reward[same].mean()) / (reward[same].std(correction=0) + 1e-4)
+def generalized_advantages(reward, value, gamma: float, gae_lambda: float) -> torch.Tensor:
+    """Of a whole episode, after which nothing is to be had: [rows] -> [rows]."""
+    advantage = reward + gamma * torch.cat([value[1:], torch.zeros(1)]) - value
+    for t in reversed(range(len(advantage) - 1)):
+        advantage[t] += gamma * gae_lambda * advantage[t + 1]
     return advantage
 
 
-def trade_rewards(trader: Trader, episodes: list[dict], learner: int) -> torch.Tensor:
-    """Per trade, what is paid, and, if the learner ends up with the bullet, what its bullets have been worth so far.
+def learning_rows(args: Args, stage: str, episode: dict, player: int) -> Transition:
+    """A player's rows of an episode, with returns and advantages.
 
-    That average tells a price of 1.0 from a value of 0.98 long before single hits do.
+    Trade actions answer for all that comes of them. Game actions answer for the next hits alone: payments, and the hits
+    of bullets yet to be traded, do not depend on how the game is played now, and are noise in which aim would drown.
     """
-    offers, sold = (torch.tensor([x for e in episodes for x in e[name]]) for name in ("offered", "accepted"))
-    payment = torch.tensor(PRICES)[offers[:, SELLER]] * sold * (1 if learner == SELLER else -1)
-    held = sold == (learner == BUYER)
-    trader.bullets += held.sum()
-    trader.earned += sum(e["hits"][learner] for e in episodes) * float(HIT_REWARD[learner])
-    return payment + held * (trader.earned / trader.bullets.clamp(min=1)).cpu()
+    rows = Transition(*map(torch.stack, zip(*episode["rows"][player], strict=True)))
+    hits, payments = rewards(episode, player, rows.is_trade, args.credit_shots or stage == "gameplay").unbind(1)
+    reward = float(HIT_REWARD[player]) * hits + payments
+    hit_value, value = rows.value.unbind(1)
+    game = generalized_advantages(hits, hit_value, args.game_gamma, args.game_gae_lambda)
+    trade = generalized_advantages(reward, value, args.gamma, args.gae_lambda)
+    advantage = torch.where(rows.is_trade, trade, game)
+    matters = rows.is_trade | (rows.economy[:, OWN_BULLETS] > 0) | (stage == "gameplay")
+    return rows._replace(return_=torch.stack([game, trade], 1) + rows.value, advantage=advantage, matters=matters)
 
 
-def update_trader(args, trader, trading, learner, opponent, optimizer, seeds, left) -> tuple[int, dict]:
-    """PPO on the trade actions of player `learner` against the fixed policy `opponent`.
+def ppo_loss(args, stage: "Stage", rows: Transition, left: float, kl_coef: float) -> tuple[torch.Tensor, dict]:
+    """PPO's loss, in which game and trades are averaged apart, or a few trades would drown; its parts by tag."""
+    game, trade, value = stage.agent(rows.image, rows.economy, stage.name == "gameplay" or args.shape_body)
+    value_error = (value - rows.return_).square().sum(1)
+    kinds = [("game", ~rows.is_trade, game, 0.01 if stage.name == "gameplay" else args.game_ent_coef)]
+    if stage.name != "gameplay":
+        kinds.append(("trade", rows.is_trade, trade, args.ent_coef))
+    loss, parts = 0.0, {}
+    for name, kind, log_prob, ent_coef in kinds:
+        log_prob, advantage = log_prob[kind], rows.advantage[kind]
+        log_ratio = log_prob.gather(1, rows.action[kind, None]).squeeze(1) - rows.logprob[kind]
+        ratio = log_ratio.exp()
+        clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
+        # Where no shot is to be had, the game teaches nothing: noise and entropy bonus would undo what was learned.
+        matters = rows.matters[kind].float()
+        matters = matters / matters.sum().clamp(min=1.0)
+        policy_loss = -(matters * torch.min(advantage * ratio, advantage * clipped)).sum()
+        value_loss = 0.5 * value_error[kind].mean()
+        entropy = -(matters * (log_prob.exp() * log_prob).sum(1)).sum()
+        kl = (ratio - 1 - log_ratio).mean()
+        loss = loss + policy_loss - ent_coef * left * entropy + args.vf_coef * value_loss + kl_coef * kl
+        scalars = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy, "approx_kl": kl}
+        parts |= {f"losses/{name}_{part}": scalar.item() for part, scalar in scalars.items()}
+    return loss, parts
 
-    Its rows are trades only: no gameplay decision drowns them.
+
+class Stage(NamedTuple):
+    """Who plays, and who learns for how many environment steps: `learners`, players who all are `agent`."""
+
+    name: str
+    timesteps: int
+    agent: Agent
+    learners: tuple[int, ...]
+    emulators: Emulators
+    leader: Policy
+    follower: Policy
+
+
+def update(args: Args, stage: Stage, optimizer: torch.optim.Adam, seeds: np.ndarray, left: float) -> tuple[int, dict]:
+    """An iteration of PPO, in any stage, on an episode for each seed; `left` is the share of the stage to come.
+
+    Returns environment steps, and scalars by TensorBoard tag. In stage 1 only the game is learned: trades are random.
     """
-    policies = (trader, opponent) if learner == trading.leader else (opponent, trader)
-    episodes = trading.emulators.play(partial(trading.act, *policies, learner), seeds)
-    rows = [row for episode in episodes for row in episode["rows"]]
-    columns = [torch.stack(column).to(trader.actor.weight.device) for column in zip(*rows, strict=True)]
-    features, economy, *rest = columns
-    reward = trade_rewards(trader, episodes, learner).to(economy.device)
-    rest.append(standardise(reward, economy[:, -len(PRICES) :]))
-    for _ in range(args.trade_epochs):
-        losses = ppo_step(args, trader, optimizer, args.ent_coef * left, trader(features, economy), *rest)
-    charts = trade_charts(episodes, trading.leader)
-    if learner != trading.leader:
-        del charts["charts/leader_return"]  # of a random or a frozen leader: not of the leader as it explores
-    return sum(e["length"] for e in episodes), charts | losses
+    episodes = stage.emulators.play(stage.leader, stage.follower, seeds, stage.learners)
+    rows = [learning_rows(args, stage.name, episode, player) for player in stage.learners for episode in episodes]
+    rows = Transition(*map(torch.cat, zip(*rows, strict=True)))
+    generator = torch.Generator().manual_seed(sum(seeds.tolist()))
+    kinds = [torch.nonzero(~rows.is_trade).squeeze(1)]
+    if stage.name != "gameplay":
+        kinds.append(torch.nonzero(rows.is_trade).squeeze(1))
+    for kind in kinds:
+        kind = kind[rows.matters[kind]]
+        if len(kind) == 0:
+            continue
+        advantage = rows.advantage[kind]
+        rows.advantage[kind] = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
+
+    (game, *trades), group, device = kinds, optimizer.param_groups[0], stage.agent.game_actor.weight.device
+    num_minibatches = math.ceil(len(game) / args.minibatch_size)  # of equal size, so that none is a single row
+    for _ in range(args.update_epochs):
+        for index in game[torch.randperm(len(game), generator=generator)].tensor_split(num_minibatches):
+            minibatch = Transition(*(column.index_select(0, torch.cat([index, *trades])).to(device) for column in rows))
+            loss, losses = ppo_loss(args, stage, minibatch, left, group["kl_coef"])
+            if not loss.isfinite():
+                flag = "--gameplay-learning-rate" if stage.name == "gameplay" else "--learning-rate"
+                raise SystemExit(f"the training diverged: lower {flag}")
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(stage.agent.parameters(), args.max_grad_norm)
+            optimizer.step()
+    kl = losses["losses/game_approx_kl"]
+    group["kl_coef"] *= 1.5 if kl > 0.02 else 0.5 if kl < 0.005 else 1.0
+    return sum(e["length"] for e in episodes), charts(stage, episodes) | losses
 
 
-def trade_charts(episodes: list[dict], leader: int) -> dict:
-    """Means over episodes, by TensorBoard tag."""
-    asked, limits = np.take(PRICES, [offer for e in episodes for offer in e["offered"]]).T
-    accepted, returns = [a for e in episodes for a in e["accepted"]], np.mean([e["returns"] for e in episodes], 0)
-    return {
-        "charts/leader_return": returns[leader],
-        "charts/follower_return": returns[1 - leader],
-        "charts/price_offered": asked.mean(),
-        "charts/price_limit": limits.mean(),
-        "charts/acceptance_rate": np.mean(accepted),
-        "charts/trades_per_episode": sum(accepted) / len(episodes),
-    } | game_charts(episodes)
+def learn(args: Args, stage: Stage, state: dict, log) -> None:
+    """The loop of every stage. All that it needs to go on after an interruption is in `state`, which `log` saves."""
+    agent, body_rate, head_rate = stage.agent, args.body_learning_rate, args.learning_rate
+    if stage.name == "gameplay":
+        body_rate = head_rate = args.gameplay_learning_rate
+    elif stage.name == "trade_deviation":
+        body_rate = 0.0  # its game stays as it is
+    body = nn.ModuleList([agent.cnn, agent.game_economy, agent.game_actor])
+    heads = nn.ModuleList([agent.trade_economy, agent.trade_actor, agent.hit_critic, agent.reward_critic])
+    groups = [{"params": [*part.parameters()], "kl_coef": args.kl_coef} for part in (body, heads)]
+    optimizer = torch.optim.Adam(groups, lr=head_rate, eps=1e-5)
+    done, weights, moments = state["stages"].get(stage.name, (0, agent.state_dict(), optimizer.state_dict()))
+    agent.load_state_dict(weights)
+    optimizer.load_state_dict(moments)
+    bar = tqdm(total=stage.timesteps, initial=done, desc=stage.name, leave=False, disable=None)
+    while done < stage.timesteps:
+        left = max(1 - done / stage.timesteps, 0.05) if args.anneal_lr else 1.0
+        for group, rate in zip(optimizer.param_groups, (body_rate, head_rate), strict=True):
+            group["lr"] = rate * left
+        steps, scalars = update(args, stage, optimizer, episode_seeds(args, stage.name, args.num_envs, done), left)
+        done += steps
+        bar.update(steps)
+        state["global_step"] += steps
+        state["stages"][stage.name] = done, agent.state_dict(), optimizer.state_dict()
+        log(state["global_step"], scalars)
+    bar.close()
+    agent.half().float()  # so that it plays the same from a file with 16 bits a weight
+
+
+def charts(stage: Stage, episodes: list[dict]) -> dict:
+    """Means over the episodes of an update, by TensorBoard tag; of trades only where they are learned."""
+    fired, hits, returns = (np.sum([e[name] for e in episodes], 0) for name in ("fired", "hits", "returns"))
+    means = {f"{name}_hits_per_shot": hits[p] / max(fired[p], 1) for p, name in enumerate(("seller", "buyer"))}
+    means["episode_length"] = np.mean([e["steps"] for e in episodes])
+    if stage.name != "gameplay":
+        leader, offered = stage.emulators.leader, np.array([offer for e in episodes for offer in e["offered"]])
+        accepted = np.array([sold for e in episodes for sold in e["accepted"]])
+        means["price_offered"], means["price_limit"] = np.take(PRICES, offered).mean(0)
+        means |= {"acceptance_rate": accepted.mean(), "follower_return": returns[1 - leader] / len(episodes)}
+        for action in np.unique(offered[:, leader]):
+            means[f"acceptance_at_{PRICES[action]}"] = accepted[offered[:, leader] == action].mean()
+        if stage.name == "leader":
+            means["leader_return"] = returns[leader] / len(episodes)  # as it explores
+    return {f"charts/{name}": mean for name, mean in means.items()}
 
 
 # -------------------------------------------------------------------------------------- evaluation and the equilibrium
+def evaluate(args: Args, emulators: Emulators, leader: Policy, follower: Policy, num_episodes: int) -> list[dict]:
+    """Plays episodes that have the same bullets and starts, whatever the policies."""
+    seeds, n = episode_seeds(args, "evaluation", num_episodes), args.num_envs
+    batches = (emulators.play(leader, follower, seeds[k : k + n]) for k in range(0, num_episodes, n))
+    return [episode for batch in batches for episode in batch]
+
+
 def solve(values: list[float], leader: int) -> tuple[int, float]:
     """Exact optimum of leaders that name one price of the grid in every trade: trade action and gain per bullet.
 
@@ -712,124 +695,124 @@ def solve(values: list[float], leader: int) -> tuple[int, float]:
     return best, gains[best]
 
 
-def bullet_values(trading: Trading) -> tuple[list[float], list[float]]:
-    """Mean reward from a bullet (seller, buyer) and standard errors: first nothing is sold, then everything."""
-    worth = []
-    for player, prices in ((SELLER, (4, 0)), (BUYER, (0, 4))):
-        asks, pays = map(fixed, prices)
-        policies = (asks, pays) if trading.leader == SELLER else (pays, asks)
-        episodes = trading.evaluate(*policies, trading.args.eval_episodes)
-        worth.append([e["hits"][player] / max(e["given"], 1) * float(HIT_REWARD[player]) for e in episodes])
-    return np.mean(worth, 1).tolist(), (np.std(worth, 1) / len(worth[0]) ** 0.5).tolist()
+def measure_aim(args: Args, emulators: Emulators, leader: Policy, follower: Policy) -> dict:
+    """What each player (seller, buyer) makes of bullets: first nothing is sold, then everything."""
+    aim = {"bullet_values": [], "bullet_value_errors": [], "hits_per_shot": []}
+    for player, sold in ((SELLER, False), (BUYER, True)):
+        prices = (LOWEST, HIGHEST) if sold == (emulators.leader == SELLER) else (HIGHEST, LOWEST)
+        policies = (policy._replace(price=price) for policy, price in zip((leader, follower), prices, strict=True))
+        episodes = evaluate(args, emulators, *policies, args.eval_episodes)
+        hits, fired, given = np.array([(e["hits"][player], e["fired"][player], e["given"]) for e in episodes]).T
+        values = hits / np.maximum(given, 1) * float(HIT_REWARD[player])
+        aim["bullet_values"].append(values.mean())
+        aim["bullet_value_errors"].append(values.std() / len(values) ** 0.5)
+        aim["hits_per_shot"].append(hits.sum() / max(fired.sum(), 1))
+    return aim
 
 
-def best_response_table(trading: Trading, follower_policy: Policy, values: list[float]) -> list[dict]:
+def best_response_table(args: Args, emulators: Emulators, leader: Policy, follower: Policy, aim: dict) -> list[dict]:
     """For each fixed leader price: share of trades that the follower lets happen, and of its best responses."""
-    table, leader = [], trading.leader
+    table, replies = [], 1 - emulators.leader
+    value, error = aim["bullet_values"][replies], aim["bullet_value_errors"][replies]
     for action, price in enumerate(PRICES):
-        episodes = trading.evaluate(fixed(action), follower_policy, max(trading.args.eval_episodes // 5, 1))
+        episodes = evaluate(args, emulators, leader._replace(price=action), follower, math.ceil(args.eval_episodes / 5))
         sold = np.array([sold for e in episodes for sold in e["accepted"]])
-        answers = np.array([offer[1 - leader] for e in episodes for offer in e["offered"]])
+        answers = np.array([offer[replies] for e in episodes for offer in e["offered"]])
         # A buyer trades if the bullet is worth the price to it; a seller asks the buyer's limit or keeps the bullet.
-        trade = bool(price < values[BUYER] if leader == SELLER else price > values[SELLER])
-        best = (sold == trade) & ((leader == SELLER) | ~sold | (answers == action))
+        trade = bool(price < value if replies == BUYER else price > value)
+        best = (sold == trade) & ((replies == BUYER) | ~sold | (answers == action))
         row = {"leader_price": price, "trades": len(sold), "acceptance_rate": sold.mean()}
-        table.append(row | {"best_response_trades": trade, "best_response_rate": best.mean()})
+        row |= {"best_response_trades": trade, "best_response_rate": best.mean()}
+        table.append(row | {"tie": bool(abs(price - value) <= 2 * error)})
     return table
 
 
-def report(trading: Trading, traders: dict[str, Trader], curve: list) -> dict:
+def report(args: Args, emulators: Emulators, agents: dict[str, Agent], curve: list) -> dict:
     """Evaluates the equilibrium: all that result.json says about it. Returns are per episode."""
-    exploring = [exploring_return for _, _, exploring_return in curve]  # none if nothing was learned
-    leader, num_bullets, num_episodes = trading.leader, trading.args.num_bullets, trading.args.eval_episodes
-    policies = {stage: greedy(trader) for stage, trader in traders.items()}
-    episodes = trading.evaluate(policies["leader"], policies["follower"], num_episodes)
-    after = trading.evaluate(policies["leader"], policies["verification"], num_episodes)
-    leader_return, follower_return = np.array([e["returns"] for e in episodes]).T[[leader, 1 - leader]]
-    # the same starts and bullets: differences in pairs
-    gain = np.array([e["returns"][1 - leader] for e in after]) - follower_return
-    values, errors = bullet_values(trading)
-    best, leader_gain = solve(values, leader)
-    played = [PRICES[offer[leader]] for e in episodes for offer in e["offered"]]
+    leader, follower = Policy(agents["leader"]), Policy(agents["follower"])
+    result = {"aim_before": {}, "aim": {}, "best_responses": {}}
+    for how, greedy in (("greedy", True), ("sampled", False)):
+        before, *players = (Policy(agents[name], greedy) for name in ("gameplay", "leader", "follower"))
+        result["aim_before"][how] = measure_aim(args, emulators, before, before)
+        result["aim"][how] = measure_aim(args, emulators, *players)
+        result["best_responses"][how] = best_response_table(args, emulators, *players, result["aim"][how])
+
+    episodes = evaluate(args, emulators, leader, follower, args.eval_episodes)
+    returns = np.array([e["returns"] for e in episodes])
+    leads, follows = emulators.leader, 1 - emulators.leader
+    values, errors, _ = result["aim"]["greedy"].values()
+    best, gain = solve(values, leads)
+    played = [PRICES[offer[leads]] for e in episodes for offer in e["offered"]]
     # the follower's best response: to trade or not to trade
-    responses = [max(values[BUYER] - x, 0.0) if leader == SELLER else max(x, values[SELLER]) for x in played]
-    fired, hits, held = (sum(e[name][BUYER] for e in episodes) for name in ("fired", "hits", "bullets"))
-    return {
+    best_replies = [max(values[BUYER] - x, 0.0) if leads == SELLER else max(x, values[SELLER]) for x in played]
+    exploring = [explored for _, _, explored in curve[-math.ceil(len(curve) / 10) :]]
+    result |= {
         "episodes": len(episodes),
-        "leader_return": np.mean(exploring[-math.ceil(len(exploring) / 10) :]) if exploring else None,
-        "leader_return_greedy": leader_return.mean(),
-        "follower_return_greedy": follower_return.mean(),
-        "stackelberg_value": num_bullets * leader_gain,
-        "leader_regret": num_bullets * leader_gain - leader_return.mean(),
-        "follower_regret": sum(responses) / len(episodes) - follower_return.mean(),
+        "leader_return": np.mean(exploring) if exploring else None,
+        "leader_return_greedy": returns[:, leads].mean(),
+        "follower_return_greedy": returns[:, follows].mean(),
+        "stackelberg_value": NUM_BULLETS * gain,
+        "stackelberg_value_error": NUM_BULLETS * errors[BUYER] if leads == BUYER else 0.0,
         "optimal_leader_price": PRICES[best],
         "leader_prices": {str(price): played.count(price) / len(played) for price in PRICES},
         "acceptance_rate": np.mean([sold for e in episodes for sold in e["accepted"]]),
-        "bullet_values": values,
-        "bullet_value_errors": errors,
-        "buyer_hits_per_shot": hits / fired if fired else None,
-        "buyer_hits_per_bullet": hits / (fired + held) if fired + held else None,
-        "best_responses": best_response_table(trading, policies["follower"], values),
-        "verification_gain": gain.mean(),
-        "verification_gain_error": gain.std() / len(gain) ** 0.5,
         "curve": curve,
     }
+    result["leader_regret"] = result["stackelberg_value"] - result["leader_return_greedy"]
+    result["follower_regret"] = sum(best_replies) / len(episodes) - result["follower_return_greedy"]
+    for name in VERIFICATIONS if args.stage != "evaluate" else ():
+        # the same starts and bullets: differences in pairs
+        after = evaluate(args, emulators, leader, Policy(agents[name]), args.eval_episodes)
+        gains = [e["returns"][follows] - before for e, before in zip(after, returns[:, follows], strict=True)]
+        result |= {f"{name}_gain": np.mean(gains), f"{name}_gain_error": np.std(gains) / len(gains) ** 0.5}
+    return result
 
 
-def write_video(trading: Trading, leader_policy: Policy, follower_policy: Policy, path: str) -> None:
-    """Writes one episode as an animated GIF; it halts at queries and trades."""
-    env, frames, durations = trading.emulators.envs[0], [], []
+def write_video(args: Args, emulators: Emulators, leader: Policy, follower: Policy, path: str) -> None:
+    """Writes one greedy episode as an animated GIF; it halts at queries and trades."""
+    env, step, frames, durations = emulators.envs[0], emulators.envs[0].step, [], []
 
-    def draw(duration):
+    def filmed_step(action):
         frames.append(Image.fromarray(env.render()).quantize(32))
-        durations.append(duration)
+        durations.append(70 if env.phase == GAME else 900)
+        return step(action)
 
-    def act(*seen):
-        draw(70 if env.phase == GAME else 900)
-        return trading.act(leader_policy, follower_policy, None, *seen)
-
-    trading.emulators.play(act, episode_seeds(trading.args, "evaluation", 1))
-    draw(2000)
+    env.step = filmed_step
+    evaluate(args, emulators, leader, follower, 1)
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
 
 
 # ------------------------------------------------------------------------------------------------------------- the run
-def stored_flags(resume: str | None = None) -> Args:
-    """Returns what tyro takes for defaults: the flags of the run to `--resume`, if there is one, or the usual ones."""
-    flags = Args.__new__(Args)  # without checks, which come when tyro knows all flags
-    with contextlib.suppress(Exception):
-        vars(flags).update(torch.load(f"{resume}/checkpoint.pt", weights_only=True)["args"])
-    return flags
+def make_agents(args: Args) -> dict[str, Agent]:
+    """Returns the network of each stage, new ones or those of the checkpoint. Raises ValueError if it does not fit."""
+    torch.manual_seed(args.seed)
+    agents = {name: Agent().to("cuda" if args.cuda else "cpu") for name in (*PLAYED, *VERIFICATIONS)}
+    needed = {"trade": PLAYED[:1], "evaluate": PLAYED}.get(args.stage, ())
+    if needed:
+        try:
+            model = torch.load(args.checkpoint, map_location="cpu", weights_only=True)
+            for name in needed:
+                agents[name].load_state_dict(model[name])
+                finite = all(weights.isfinite().all() for weights in model[name].values())
+                assert finite, f"its {name} has weights that are not finite"
+            who_leads = model["who_leads"] if args.stage == "evaluate" else args.leader
+            assert who_leads == args.leader, f"in it the {who_leads} leads, and --leader is {args.leader}"
+        except Exception as error:  # torch.load raises whatever a foreign file makes it trip over
+            raise ValueError(f"checkpoint {args.checkpoint!r} does not fit: {error}") from error
+    return agents
 
 
-def fingerprint(args: Args) -> str:
-    """Returns a hash of all but the flags that decides how a run goes on: this script and the gameplay network."""
-    gameplay = Path(args.gameplay_checkpoint).read_bytes() if args.stage == "trade" else b""
-    return hashlib.sha256(Path(__file__).read_bytes() + gameplay).hexdigest()
-
-
-def lock(run_path: str):
-    """Returns the run's lock, held as long as the file is open. Raises BlockingIOError if another process holds it."""
-    file = open(f"{run_path}/lock", "a")  # noqa: SIM115
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return file
-
-
-def load_state(args: Args) -> dict:
-    """Returns the state of the run to resume, and locks it. Raises ValueError if it began with another script, another
-    gameplay network or other flags, or if another process is at work on it."""
+def load_run(args: Args) -> None:
+    """Takes up flags and state of the run to resume. Raises ValueError if there is none, or it has other flags."""
     try:
-        state = torch.load(f"{args.resume}/checkpoint.pt", map_location="cpu", weights_only=True)
-        assert state.get("fingerprint") == fingerprint(args), "the script or its gameplay checkpoint has changed"
-        for flag, value in state["args"].items():
-            same = flag == "resume" or value == getattr(args, flag)
-            assert same, f"--{flag.replace('_', '-')} is {value!r} in that run, not {getattr(args, flag)!r}"
-        args.lock = lock(args.resume)
-    except BlockingIOError as error:
-        raise ValueError(f"cannot resume {args.resume!r}: another process is at work on it") from error
+        args.state = torch.load(f"{args.resume}/checkpoint.pt", map_location="cpu", weights_only=True)
+        for flag, value in args.state["args"].items():
+            given, default = getattr(args, flag), Args.__dataclass_fields__[flag].default
+            right = flag == "resume" or given in (value, default)
+            assert right, f"--{flag.replace('_', '-')} is {value!r} in that run, not {given!r}"
     except Exception as error:  # torch.load raises whatever a foreign file makes it trip over
         raise ValueError(f"cannot resume {args.resume!r}: {error}") from error
-    return state
+    vars(args).update(args.state["args"] | {"resume": args.resume})
 
 
 def start_run(args: Args) -> tuple[str, SummaryWriter]:
@@ -839,7 +822,6 @@ def start_run(args: Args) -> tuple[str, SummaryWriter]:
     if args.resume is None:
         run_path = f"{args.run_dir}/{ENV_ID}__{args.exp_name}__{args.seed}__{int(1000 * time.time())}"
         os.makedirs(run_path)
-        args.lock = lock(run_path)
     else:
         purge_step = args.state["global_step"] + 1  # TensorBoard forgets what the resumed run comes to again
     if args.track:
@@ -857,78 +839,53 @@ def start_run(args: Args) -> tuple[str, SummaryWriter]:
     return run_path, writer
 
 
-def learn(args: Args, state: dict, log, stage: str, module: nn.Module, learning_rate: float, timesteps, update) -> None:
-    """The loop of every stage. All that it needs to go on after an interruption is in `state`, which `log` saves.
-
-    `update(optimizer, seeds, left)` plays an episode for each seed and learns from them; it returns environment steps
-    and scalars. `left`, the share of the stage to come, scales learning rate and entropy bonus.
-    """
-    optimizer = torch.optim.Adam(module.parameters(), lr=learning_rate, eps=1e-5)
-    done, weights, moments = state["stages"].get(stage, (0, None, None))
-    if done:
-        module.load_state_dict(weights)
-        optimizer.load_state_dict(moments)
-    bar = tqdm(total=timesteps, initial=done, desc=stage, leave=False, disable=None)
-    while done < timesteps:
-        left = max(1 - done / timesteps, 0.05)
-        optimizer.param_groups[0]["lr"] = learning_rate * left
-        steps, scalars = update(optimizer, episode_seeds(args, stage, args.num_envs, done), left)
-        done += steps
-        bar.update(steps)
-        state["global_step"] += steps
-        state["stages"][stage] = done, module.state_dict(), optimizer.state_dict()
-        log(state["global_step"], scalars)
-    bar.close()
-
-
 def finish(result: dict, run_path: str) -> None:
     """Writes result.json, of which nobody ever meets half, removes what `--resume` needed, and says what was found."""
     with open(f"{run_path}/result.json.tmp", "w") as file:
         json.dump(result, file)
     os.replace(f"{run_path}/result.json.tmp", f"{run_path}/result.json")
-    for name in ("checkpoint.pt", "lock"):
-        Path(run_path, name).unlink(missing_ok=True)
-    if "best_responses" in result:
+    Path(run_path, "checkpoint.pt").unlink(missing_ok=True)
+    if "leader_prices" in result:
         print_equilibrium(result)
-    seller, buyer = result["bullet_values"]
+    for how, measured in result["aim"].items():
+        seller, buyer = measured["hits_per_shot"]
+        print(f"  aim, {how:<13} {seller:.3f} hits per shot of the seller, {buyer:.3f} of the buyer")
     print(f"""\
-  value of a bullet  {seller:.3f} to the seller, {buyer:.3f} to the buyer
   steps              {result["global_step"]:,} in {result["wall_seconds"]:.0f} s
   curves             tensorboard --logdir {os.path.dirname(run_path)}
   result             {run_path}/result.json""")
 
 
 def print_equilibrium(result: dict) -> None:
-    """Says in words whether the traders are in equilibrium: at least 95 % of what each does is best, and the follower
-    does not gain by learning on."""
-    price, sold, responses = result["optimal_leader_price"], result["acceptance_rate"], result["best_responses"]
+    """Says in words whether the traders are in equilibrium: at least 95 % of what each does is best, ties aside, and
+    the follower does not gain by trading otherwise."""
+    price, sold, replies = result["optimal_leader_price"], result["acceptance_rate"], result["best_responses"]["greedy"]
     at_optimum = result["leader_prices"][str(price)]
-    gain, error = result["verification_gain"], result["verification_gain_error"]
-    best = min(at_optimum, sold, *(row["best_response_rate"] for row in responses)) >= 0.95
+    found = min(at_optimum, sold, *(row["best_response_rate"] for row in replies if not row["tie"])) >= 0.95
+    found &= result.get("trade_deviation_gain", 0.0) <= 2 * result.get("trade_deviation_gain_error", 0.0)
     exploring = "" if result["leader_return"] is None else f"; {result['leader_return']:.2f} as it explores"
     print(f"""
-{"a" if best and gain <= 2 * error else "NOT a"} Stackelberg equilibrium with the {result["args"]["leader"]} as leader
+{"a" if found else "NOT a"} Stackelberg equilibrium with the {result["args"]["leader"]} as leader
   leader's price     {price:.2f} in {at_optimum:.0%} of trades, the optimum of leaders with one price for all trades
   bullets sold       {sold:.0%}
   leader's return    {result["leader_return_greedy"]:.2f} per episode, greedy{exploring}
-  optimum            {result["stackelberg_value"]:.2f}
+  optimum            {result["stackelberg_value"]:.2f} +- {result["stackelberg_value_error"]:.2f}
   follower's return  {result["follower_return_greedy"]:.2f}""")
-    for row in responses:
+    for row in replies:
         rates = f"trades in {row['acceptance_rate']:.0%}; it is a best response in {row['best_response_rate']:.0%}"
-        print(f"  fixed price {row['leader_price']:.2f}   the follower {rates}")
-    print(f"  verification       learning on, the follower gains {gain:+.3f} +- {error:.3f} per episode")
+        print(f"  fixed price {row['leader_price']:.2f}   the follower {rates}{' (a tie)' * row['tie']}")
+    for name in VERIFICATIONS if "deviation_gain" in result else ():
+        gain, error = result[f"{name}_gain"], result[f"{name}_gain_error"]
+        print(f"  {name:<18} learning on, the follower gains {gain:+.3f} +- {error:.3f} per episode")
 
 
 def main(args: Args) -> dict:
     """Runs the stages; returns what it writes to result.json."""
     torch.backends.cudnn.deterministic = args.torch_deterministic
-    torch.set_num_threads(1)  # the emulators' threads need the cores; a thread pool beside them is slower
-    gameplay, traders = make_networks(args)
-    for module in (gameplay, *traders.values()):
-        module.to("cuda" if args.cuda else "cpu")
+    torch.set_num_threads(1)  # a thread pool costs more than it gives with networks of this size
+    agents = make_agents(args)
     # all that --resume needs; in the curve: step, greedy return (not measured in training), exploring return
-    state = {"args": asdict(args), "fingerprint": fingerprint(args), "stages": {}}
-    state = args.state or state | {"global_step": 0, "seconds": 0.0, "curve": []}
+    state = args.state or {"args": asdict(args), "stages": {}, "global_step": 0, "seconds": 0.0, "curve": []}
     start_time = time.time() - state["seconds"]  # as if there had been no pause
     run_path, writer = start_run(args)
 
@@ -942,41 +899,45 @@ def main(args: Args) -> dict:
         torch.save(state, f"{run_path}/checkpoint.pt.tmp")
         os.replace(f"{run_path}/checkpoint.pt.tmp", f"{run_path}/checkpoint.pt")
 
+    gameplay, follower, leader = (Policy(agents[name]) for name in PLAYED)
+    emulators, aiming = Emulators(args), gameplay._replace(greedy=False, random_prices=True)
+    leads, follows = (emulators.leader,), (1 - emulators.leader,)
+
+    def train(stage: str, timesteps: int, learners, leader: Policy, follower: Policy, emulators=emulators):
+        learn(args, Stage(stage, timesteps, agents[stage], learners, emulators, leader, follower), state, log)
+
     # stage 1: the game
     if args.stage in ("gameplay", "all"):
-        update = partial(update_gameplay, args, gameplay, Emulators(args, **GAMEPLAY_EPISODES))
-        learn(args, state, log, "gameplay", gameplay, args.gameplay_learning_rate, args.gameplay_timesteps, update)
-    leader = ("seller", "buyer").index(args.leader)
-    trading = Trading(args, gameplay.eval().requires_grad_(False), leader)
-
-    # stages 2 and 3: the follower, then the leader; and the verification, in which the follower learns on
-    def learn_trades(stage: str, learner: int, opponent: Policy, timesteps: int):
-        update = partial(update_trader, args, traders[stage], trading, learner, opponent)
-        learn(args, state, log, stage, traders[stage], args.learning_rate, timesteps, update)
-
+        more_bullets = Emulators(args, **GAMEPLAY_EPISODES)
+        train("gameplay", args.gameplay_timesteps, (SELLER, BUYER), aiming, aiming, more_bullets)
+    # stage 2: the follower; stage 3: the leader; then the verification, in which the follower learns on
     if args.stage in ("trade", "all"):
-        leader_timesteps = args.total_timesteps - args.follower_timesteps
-        learn_trades("follower", 1 - leader, random_leader, args.follower_timesteps)
-        learn_trades("leader", leader, greedy(traders["follower"]), leader_timesteps)
-        traders["verification"].load_state_dict(traders["follower"].state_dict())
-        learn_trades("verification", 1 - leader, greedy(traders["leader"]), args.verification_timesteps)
+        leader_timesteps, learning = args.total_timesteps - args.follower_timesteps, {"greedy": False}
+        for stage in ("follower", "leader"):
+            agents[stage].load_state_dict(agents["gameplay"].state_dict())
+        opponent = gameplay._replace(random_prices=True)
+        train("follower", args.follower_timesteps, follows, opponent, follower._replace(**learning))
+        train("leader", leader_timesteps, leads, leader._replace(**learning), follower)
+        for stage in VERIFICATIONS:
+            agents[stage].load_state_dict(agents["follower"].state_dict())
+            train(stage, args.verification_timesteps, follows, leader, Policy(agents[stage], **learning))
 
-    # the evaluation
     result = {"script": os.path.basename(__file__), "env_id": ENV_ID, "seed": args.seed, "args": asdict(args)}
-    model = {"gameplay": gameplay.state_dict()} if args.stage in ("gameplay", "all") else {}
     if args.stage == "gameplay":
-        result["bullet_values"], result["bullet_value_errors"] = bullet_values(trading)
+        players = {"greedy": gameplay, "sampled": gameplay._replace(greedy=False)}
+        result["aim"] = {how: measure_aim(args, emulators, player, player) for how, player in players.items()}
     else:
-        result |= report(trading, traders, state["curve"])
+        result |= report(args, emulators, agents, state["curve"])
         final = "leader_return_greedy follower_return_greedy stackelberg_value leader_regret follower_regret"
         for name in final.split():
             writer.add_scalar(f"charts/{name}", result[name], state["global_step"])
-        model |= {"who_leads": args.leader, "gameplay_bias": gameplay.actor.bias.cpu()}
-        model |= {stage: trader.state_dict() for stage, trader in traders.items()}
         if args.capture_video:
-            write_video(trading, greedy(traders["leader"]), greedy(traders["follower"]), f"{run_path}/episode.gif")
+            write_video(args, emulators, leader, follower, f"{run_path}/episode.gif")
     if args.save_model or args.stage == "gameplay":
-        torch.save(model, f"{run_path}/model.pt")
+        names = PLAYED[:1] if args.stage == "gameplay" else PLAYED
+        model = {name: {key: x.half() for key, x in agents[name].state_dict().items()} for name in names}
+        torch.save(model | {"who_leads": args.leader}, f"{run_path}/model.pt")
+    result["stage_steps"] = {stage: steps for stage, (steps, *_) in state["stages"].items()}
     result |= {"global_step": state["global_step"], "wall_seconds": time.time() - start_time}
     result["steps_per_second"] = result["global_step"] / result["wall_seconds"]
     writer.close()
@@ -985,5 +946,4 @@ def main(args: Args) -> dict:
 
 
 if __name__ == "__main__":
-    defaults, _ = tyro.cli(stored_flags, add_help=False, return_unknown_args=True)
-    main(tyro.cli(Args, default=defaults, description=__doc__))
+    main(tyro.cli(Args, description=__doc__))

@@ -295,34 +295,48 @@ def fig1_steps(results_dir: Path):
     return figure
 
 
+PRICE_COLORS = {"0.0": "#9ECAE1", "0.25": "#6BAED6", "0.5": "#3182BD", "0.75": "#08519C", "1.0": "#CB181D"}
+
+
 def fig2(results_dir: Path):
-    """Figure 2: trade in Space Invaders, led by the seller (blue) or the buyer (orange)."""
-    rows = load(results_dir, "fig2", "leader", "seed step price acceptance leader_return follower_return")
-    leads = rows["leader"] == "seller"
-    rows["seller"] = rows["leader_return"].where(leads, rows["follower_return"])
-    rows["buyer"] = rows["follower_return"].where(leads, rows["leader_return"])
-    figure, axes = plt.subplots(2, 2, figsize=(9, 4.6), sharex=True)
-    panels = {"seller": "seller's return per episode", "buyer": "buyer's return per episode"}
-    panels |= {"price": "price that the leader commits to", "acceptance": "share of bullets sold"}
-    first = rows["step"].min()
-    for ax, (column, title) in zip(axes.flat, panels.items(), strict=True):
-        for leader, color, line in (("seller", BLUE, "-"), ("buyer", ORANGE, DASHED)):
-            if len(of_leader := pick(rows, leader=leader)):
-                draw_mean(ax, of_leader, color, line, column=column)
-        ax.axvspan(0, first, color="#F5F5F5", zorder=0, linewidth=0)
-        ax.set_title(title)
-        ax.set_xlim(0)
-        ax.xaxis.set_major_formatter(thousands)
-    for ax in axes[0]:
-        ax.set_ylim(0)
-    centred = {"ha": "center", "va": "bottom", "color": "#555555"}
-    axes[0, 0].text(first / 2, 0.1, "pre-training:\na setting,\nnot a finding", **centred)
-    axes[1, 0].set(ylim=(0, 1), yticks=(0, 0.25, 0.5, 0.75, 1))
-    axes[1, 1].set(ylim=(0, 1.02))
-    figure.supxlabel("environment steps: follower's training, leader's training and all queries", fontsize=9)
-    entries = [("seller leads, as it explores", {"color": BLUE})]
-    entries += [("buyer leads, as it explores", {"color": ORANGE, "linestyle": DASHED})]
-    legend_above(figure, entries, 2)
+    """Figure 2: trade in Space Invaders, led by the seller (left) or the buyer (right), stage by stage."""
+    load(results_dir, "fig2", "leader stage", "seed step seller_hits_per_shot buyer_hits_per_shot")
+    rows = pd.read_csv(results_dir / "fig2.csv")  # with gaps: a stage has its own columns
+    ends = load(results_dir, "fig2_runs", "leader", "seed stackelberg_value optimal_leader_price")
+    figure, axes = plt.subplots(3, 2, figsize=(9, 7.2), sharex="col", sharey="row")
+    for (top, middle, bottom), leader in zip(axes.T, ("seller", "buyer"), strict=True):
+        of_leader = rows[(rows["leader"] == leader) & rows["stage"].isin(["gameplay", "follower", "leader"])]
+        if not len(of_leader):
+            continue
+        parts = {stage: part for stage, part in of_leader.groupby("stage")}
+        for price, color in PRICE_COLORS.items():
+            accepted = parts["follower"].dropna(subset=f"acceptance_at_{price}")
+            draw_mean(top, accepted, color, column=f"acceptance_at_{price}")
+        draw_mean(top, parts["leader"], "black", DASHED, column="price")
+        top.axhline(ends.loc[ends["leader"] == leader, "optimal_leader_price"].median(), color=RED, linewidth=0.8)
+        for column, color in (("leader_return", BLUE), ("follower_return", ORANGE)):
+            draw_mean(middle, parts["leader"], color, column=column)
+        middle.axhline(ends.loc[ends["leader"] == leader, "stackelberg_value"].mean(), color=RED, linewidth=0.8)
+        for player, color in (("seller", GREEN), ("buyer", ORANGE)):
+            name = f"{player}_hits_per_shot"
+            fires = [part for stage, part in parts.items() if stage != "leader" or player != leader]
+            for part in fires:
+                draw_mean(bottom, part, color, column=name)
+        for stage, part in parts.items():
+            top.axvline(part["step"].max(), color="#BBBBBB", linewidth=0.8)
+            top.text(part["step"].median(), 1.04, stage, ha="center", fontsize=8)
+        top.set_title(f"{leader} leads", pad=16)
+        bottom.set_xlim(0)
+        bottom.xaxis.set_major_formatter(thousands)
+    axes[0, 0].set(ylim=(0, 1.02), ylabel="accepted, per price; leader's price")
+    axes[1, 0].set(ylim=(0, None), ylabel="return per episode")
+    axes[2, 0].set(ylim=(0.5, 1.0), ylabel="hits per shot, as it explores")
+    figure.supxlabel("environment steps of all stages, queries included", fontsize=9)
+    entries = [(f"price {price}", {"color": color}) for price, color in PRICE_COLORS.items()]
+    entries += [("leader's price", {"color": "black", "linestyle": DASHED}), ("optimum", {"color": RED})]
+    entries += [("leader's return", {"color": BLUE}), ("follower's return", {"color": ORANGE})]
+    entries += [("seller's aim", {"color": GREEN}), ("buyer's aim", {"color": ORANGE})]
+    legend_above(figure, entries, 4)
     return figure
 
 

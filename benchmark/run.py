@@ -43,7 +43,7 @@ class Args:
     figures: tyro.conf.Positional[tuple[Figure, ...]] = ()
     """figures of the paper to make; es_md: the learning curves of evolution strategies; all: all of them"""
     seeds: int | None = None
-    """seeds of every run: 1, 2, ...; default: 5 in Figures 1 and 8 (ES-MD 3), 3 in 2, the scripts' own elsewhere"""
+    """seeds of every run: 1, 2, ...; default: 5 in Figures 1 and 8 (ES-MD 3), 10 in 2, the scripts' own elsewhere"""
     jobs: int | None = None
     """runs at a time; default: the cores that this process may use, 256 with SLURM"""
     quick: bool = False
@@ -83,7 +83,8 @@ META_RL = ("stackelberg_ppo_matrix", "stackelberg_pg_matrix", "stackelberg_dqn_m
 
 # script: flags of its small version; scripts whose runs are long come first, because they are started first
 QUICK_META_RL = {"follower_timesteps": 5250, "total_timesteps": 10_000, "verification_iterations": 1}
-QUICK_ATARI = {"follower_timesteps": 200, "total_timesteps": 500, "verification_timesteps": 50}
+QUICK_ATARI = {"gameplay_timesteps": 200, "follower_timesteps": 200, "total_timesteps": 500}
+QUICK_ATARI |= {"verification_timesteps": 50}
 QUICK = {
     "stackelberg_ppo_atari_trade": QUICK_ATARI | {"num_envs": 1, "eval_episodes": 1},
     "hidden_queries": {"follower_timesteps": 5200, "total_timesteps": 10_000},
@@ -109,7 +110,8 @@ class Run(NamedTuple):
     @property
     def name(self) -> str:
         """The run's folder: the same run has the same name, whichever figure asks for it."""
-        return "__".join([self.script, *(f"{flag.replace('_', '-')}-{value}" for flag, value in self.flags.items())])
+        flags = (f"{flag.replace('_', '-')}-{value}" for flag, value in self.flags.items())
+        return "__".join([self.script, *flags]).replace("/", "-")
 
 
 def grid(args: Args, script: str, seeds: int | None = None, **settings: tuple) -> list[Run]:
@@ -122,6 +124,10 @@ def grid(args: Args, script: str, seeds: int | None = None, **settings: tuple) -
         quick = {"num_seeds": args.seeds or 2} | quick
     combinations = itertools.product(*settings.values())
     return [Run(script, dict(zip(settings, values, strict=True)) | quick) for values in combinations]
+
+
+# a run has one core, and a gameplay network of its own
+ATARI = {"stage": ("all",), "save_model": (True,)}
 
 
 def runs_of_figures(args: Args) -> dict[str, list[Run]]:
@@ -138,7 +144,7 @@ def runs_of_figures(args: Args) -> dict[str, list[Run]]:
     fig6 = {"learning_rate": (0.008, 0.156), "adam_eps": (0.02, 1e-8), "arm": ("reset", "kept")}
     return {
         "fig1": [*ppo, *itertools.chain(*others), *q_learning, *es_md],
-        "fig2": grid(args, "stackelberg_ppo_atari_trade", 3, leader=("seller", "buyer"), num_threads=(1,)),
+        "fig2": grid(args, "stackelberg_ppo_atari_trade", 10, leader=("seller", "buyer"), **ATARI),
         "fig3": list(itertools.chain(*fig3)),
         "fig4": grid(args, "noninvariant_leader", arm=("invariant", "noninvariant"), **followers),
         "fig5": grid(args, "leader_reward_during_learning", reward=("withheld", "given")),
@@ -152,19 +158,26 @@ def runs_of_figures(args: Args) -> dict[str, list[Run]]:
 # ------------------------------------------------------------------------------------------------------------- one run
 def execute(run: Run, run_dir: str) -> None:
     """Executes a run in this process, which is there for it alone: in a folder under RUN_DIR/unfinished that gets the
-    run's name when it is complete, so that neither an interruption nor a second process leaves half a run behind."""
+    run's name when it is complete, so that neither an interruption nor a second process leaves half a run behind. What
+    an interrupted run of a script with `--resume` left there goes on."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one,
     if parent := multiprocessing.parent_process():  # which this one does not outlive
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
     sys.path[:0] = [str(ROOT), str(ROOT / "ablations")]  # for a task on a cluster, which gets this function alone
     os.makedirs(f"{run_dir}/unfinished", exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{run.name}.", dir=f"{run_dir}/unfinished"))
-    with open(folder / "log.txt", "wb") as log:  # for all output, that of libraries written in C too
+    module = importlib.import_module(run.script)
+    begun = Path(run_dir, "unfinished").glob(f"{run.name}.*/*/checkpoint.pt")
+    for checkpoint in (c for c in begun if (c.parents[1] / "source.sha256").read_text() == digest(run.script)):
+        args, folder = module.Args(resume=str(checkpoint.parent)), checkpoint.parents[1]
+        break
+    else:
+        folder = Path(tempfile.mkdtemp(prefix=f"{run.name}.", dir=f"{run_dir}/unfinished"))
+        args = module.Args(**run.flags, run_dir=str(folder))
+    with open(folder / "log.txt", "ab") as log:  # for all output, that of libraries written in C too
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     (folder / "source.sha256").write_text(digest(run.script))
-    module = importlib.import_module(run.script)
-    module.main(module.Args(**run.flags, run_dir=str(folder)))
+    module.main(args)
     shutil.rmtree(f"{run_dir}/{run.name}", ignore_errors=True)  # it has no result.json, or the same one
     os.rename(folder, f"{run_dir}/{run.name}")
 
@@ -246,22 +259,39 @@ def thin(curve: pd.DataFrame) -> pd.DataFrame:
     return curve.groupby(block).mean().assign(**last)
 
 
-def trade_curve(folder: Path, leader: str, steps: list[int]) -> pd.DataFrame:
-    """Returns an Atari run's leader training from its TensorBoard curves; `price` is what the leader commits to."""
+def trade_curve(folder: Path, result: dict) -> pd.DataFrame:
+    """Returns an Atari run's curves from its event files, stage by stage: `price` is what the leader commits to,
+    `acceptance_at_...` what the follower makes of each of its prices."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-    tags = {"price": "price_offered" if leader == "seller" else "price_limit", "acceptance": "acceptance_rate"}
-    tags |= {"leader_return": "leader_return", "follower_return": "follower_return"}
-    curves = {column: {e.step: e.value for e in events.Scalars(f"charts/{tag}")} for column, tag in tags.items()}
-    return pd.DataFrame(curves).loc[steps].rename_axis("step").reset_index()
+    seller_leads = result["args"]["leader"] == "seller"
+    columns = {"price_offered" if seller_leads else "price_limit": "price", "acceptance_rate": "acceptance"}
+    kept = ("leader_return", "follower_return", "seller_hits_per_shot", "buyer_hits_per_shot", "acceptance_at_")
+    curves = {}
+    for tag in events.Tags()["scalars"]:
+        name = tag.removeprefix("charts/")
+        if name in columns or name.startswith(kept):
+            curves[columns.get(name, name)] = {event.step: event.value for event in events.Scalars(tag)}
+    curves.pop("leader_return_greedy", None)  # a single number, after all stages
+    curves = pd.DataFrame(curves).rename_axis("step").sort_index().reset_index()
+    stages, steps = zip(*result["stage_steps"].items(), strict=True)
+    stage = np.searchsorted(np.cumsum(steps), curves["step"])
+    parts = [thin(curves[stage == k].reset_index(drop=True)).assign(stage=name) for k, name in enumerate(stages)]
+    return pd.concat(parts, ignore_index=True)
 
 
 def trade_columns(result: dict) -> dict:
     """Returns what an Atari run's result holds in lists and tables, by column."""
     columns = {"share_at_optimum": result["leader_prices"][str(result["optimal_leader_price"])]}
-    for i, player in enumerate(("seller", "buyer")):
-        columns[f"{player}_bullet_value"] = result["bullet_values"][i]
-        columns[f"{player}_bullet_value_error"] = result["bullet_value_errors"][i]
-    return columns | {"best_responses_at_5_prices": sum(r["best_response_rate"] == 1 for r in result["best_responses"])}
+    for when in ("aim_before", "aim"):
+        for how, measured in result[when].items():
+            for i, player in enumerate(("seller", "buyer")):
+                columns |= {f"{player}_{name}_{when}_{how}": values[i] for name, values in measured.items()}
+    for how, rows in result["best_responses"].items():
+        for row in rows:
+            columns[f"acceptance_at_{row['leader_price']}_{how}"] = row["acceptance_rate"]
+            columns[f"best_response_at_{row['leader_price']}_{how}"] = row["best_response_rate"]
+        columns[f"ties_{how}"] = sum(row["tie"] for row in rows)
+    return columns
 
 
 def read(figure: str, path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -277,7 +307,7 @@ def read(figure: str, path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
             curve = pd.DataFrame()
         elif figure == "fig2":
             run = run | trade_columns(result)
-            curve = thin(trade_curve(path.parent, found["leader"], [step for step, *_ in run["curve"]]))
+            curve = trade_curve(path.parent, result)
         else:
             curve = thin(pd.DataFrame(run["curve"], columns=["step", "leader_return_greedy", "leader_return"]))
         curves.append(pd.DataFrame(labels, index=curve.index).join(curve))
@@ -364,7 +394,9 @@ def main(args: Args) -> int:
     except OSError:
         raise SystemExit(f"--run-dir {args.run_dir}: another run.py is at work there") from None
     if not args.cluster:  # what an interrupted run left; tasks on a cluster may still be at work there
-        shutil.rmtree(f"{args.run_dir}/unfinished", ignore_errors=True)
+        for folder in Path(args.run_dir, "unfinished").glob("*"):
+            if not any(folder.glob("*/checkpoint.pt")):  # else it goes on from there
+                shutil.rmtree(folder, ignore_errors=True)
 
     missing = [run for run in runs if result_of(run, args.run_dir) is None]
     missing.sort(key=lambda run: list(QUICK).index(run.script))

@@ -456,32 +456,38 @@ def test_a_csvs_numbers(tmp_path):
     assert (tmp_path / "x.csv").read_text() == "steps,x,zero,word\n104448012,-0.123457,0,a\n,1e-08,0,b\n"
 
 
-def test_an_atari_runs_curve_comes_from_its_tensorboard(tmp_path):
-    """The leader's stage alone; its commitment is the offer if it sells, and the limit if it buys."""
+def test_an_atari_runs_curves_come_from_its_tensorboard(tmp_path):
+    """Stage by stage; the leader's commitment is the offer if it sells, and the limit if it buys."""
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(str(tmp_path))
-    for step in range(10, 60, 10):  # 10 and 20: the follower's stage; 50: verification
-        values = {"price_offered": 0.25, "price_limit": step / 100, "acceptance_rate": 0.5}
-        for tag, value in (values | {"leader_return": step, "follower_return": -step}).items():
+    for step in range(10, 60, 10):  # 10, 20: the follower's stage; 30, 40: the leader's; 50: verification
+        values = {"price_offered": 0.25, "price_limit": step / 100, "acceptance_rate": 0.5, "follower_return": -step}
+        values |= {"acceptance_at_0.75": step / 50, "buyer_hits_per_shot": 0.9, "seller_hits_per_shot": 0.8, "SPS": 7}
+        values |= {"leader_return": step} if step in (30, 40) else {}
+        for tag, value in values.items():
             writer.add_scalar(f"charts/{tag}", value, step)
+    writer.add_scalar("charts/leader_return_greedy", 4.75, 50)
     writer.close()
-    numbers = {
-        "stackelberg_value": 5.0,
-        "leader_return": 3.5,
-        "leader_return_greedy": 4.75,
-        "follower_return_greedy": 1,
-    }
-    lists = {"leader_prices": {"0.25": 0.9, "0.5": 0.1}, "optimal_leader_price": 0.25, "bullet_values": [0.1, 0.98]}
-    lists |= {"bullet_value_errors": [0.01, 0.02], "curve": [[30, None, 30.0], [40, None, 40.0]]}
-    lists["best_responses"] = [{"best_response_rate": 1 - k / 9} for k in range(5)]
+    numbers = {"stackelberg_value": 5.0, "leader_return": 3.5, "leader_return_greedy": 4.75}
+    numbers |= {"follower_return_greedy": 1, "trade_deviation_gain": 0.0}
+    lists = {"leader_prices": {"0.25": 0.9, "0.5": 0.1}, "optimal_leader_price": 0.25, "curve": [[30, None, 30.0]]}
+    measured = {"bullet_values": [0.1, 0.98], "bullet_value_errors": [0.01, 0.02], "hits_per_shot": [0.9, 0.97]}
+    lists |= {"aim": {"greedy": measured, "sampled": measured}, "aim_before": {"greedy": measured}}
+    row = {"leader_price": 0.5, "acceptance_rate": 1.0, "best_response_rate": 0.75, "tie": True}
+    lists |= {"best_responses": {"greedy": [row]}, "stage_steps": {"follower": 20, "leader": 20, "deviation": 10}}
     result = {"script": "stackelberg_ppo_atari_trade.py", "seed": 1, "args": {"leader": "buyer"}, **numbers, **lists}
     (tmp_path / "result.json").write_text(json.dumps(result))
     points, ends = benchmark.read("fig2", tmp_path / "result.json")
+    assert points["step"].tolist() == [10, 20, 30, 40, 50]
+    assert points["stage"].tolist() == ["follower"] * 2 + ["leader"] * 2 + ["deviation"]
     expected = {"leader": "buyer", "seed": 1, "step": 30, "price": 0.3, "acceptance": 0.5, "leader_return": 30}
-    assert len(points) == 2 and points.iloc[0].to_dict() == pytest.approx(expected | {"follower_return": -30})
-    assert points["step"].tolist() == [30, 40] and points["follower_return"].tolist() == [-30, -40]
+    expected |= {"follower_return": -30, "acceptance_at_0.75": 0.6, "buyer_hits_per_shot": 0.9}
+    expected |= {"seller_hits_per_shot": 0.8, "stage": "leader"}
+    assert points.iloc[2].to_dict() == pytest.approx(expected)
+    assert points["leader_return"].isna().tolist() == [True, True, False, False, True]
     (end,) = ends.to_dict("records")
-    expected = numbers | {"share_at_optimum": 0.9, "best_responses_at_5_prices": 1, "seller_bullet_value": 0.1}
-    expected |= {"seller_bullet_value_error": 0.01, "buyer_bullet_value": 0.98, "buyer_bullet_value_error": 0.02}
+    expected = numbers | {"share_at_optimum": 0.9, "best_response_at_0.5_greedy": 0.75, "ties_greedy": 1}
+    expected |= {"seller_bullet_values_aim_greedy": 0.1, "buyer_bullet_value_errors_aim_sampled": 0.02}
+    expected |= {"buyer_hits_per_shot_aim_before_greedy": 0.97}
     assert expected.items() <= end.items() and end["leader"] == "buyer" and end["seed"] == 1

@@ -360,23 +360,21 @@ class TradeEnv(gym.Env):
         return {"image": self.image.copy(), "economy": economy}
 
     def render(self) -> np.ndarray:
-        """uint8 [420, 520, 3]: the screen, and beside it bullets, offers and payments."""
-        lines = [f"decision {self.steps}", f"bullets given: {self.given} of {NUM_BULLETS}"]
-        for p, name in ((SELLER, "SELLER (green)"), (BUYER, "BUYER (yellow)")):
-            lines += ["", name + " LEADER" * (p == self.leader), f"  bullets {self.bullets[p]}"]
-            lines += [f"  hits {self.hits[p]} of {self.fired[p]} shots", f"  return {self.returns[p]:.2f}"]
-        lines.append("")
-        for offer, sold in zip(self.offered, self.accepted, strict=True):
-            lines.append("asks {:.2f}, pays {:.2f}: ".format(*np.take(PRICES, offer)) + ("sold" if sold else "kept"))
+        """uint8 [470, 320, 3]: the screen, and below it bullets, hits, returns and the last trade."""
+        text = "bullets {} (seller, green) and {} (buyer, yellow)\n".format(*self.bullets)
+        text += "hits {} and {}, returns {:.2f} and {:.2f}\n".format(*self.hits, *self.returns)
         if self.phase == TRADE:
-            lines.append(f"the leader commits to {PRICES[self.committed]:.2f}")
+            text += f"{('seller', 'buyer')[self.leader]} leads and commits to {PRICES[self.committed]:.2f}"
+        elif self.offered:
+            text += "asked {:.2f}, limit {:.2f}: ".format(*np.take(PRICES, self.offered[-1]))
+            text += "sold" if self.accepted[-1] else "kept"
 
         colour = np.zeros((256, 3), np.uint8)
         colour[list(CODES)] = np.reshape(COLOURS, (-1, 3))
         screen = Image.fromarray(colour[np.maximum(*self.emulator.screens)])
-        frame = Image.new("RGB", (520, 420))
+        frame = Image.new("RGB", (320, 470))
         frame.paste(screen.resize((320, 420), Image.Resampling.NEAREST), (0, 0))
-        ImageDraw.Draw(frame).multiline_text((330, 20), "\n".join(lines), fill=(230, 230, 230), spacing=6)
+        ImageDraw.Draw(frame).multiline_text((8, 422), text, fill=(230, 230, 230))
         return np.asarray(frame)
 
 
@@ -567,10 +565,9 @@ def ppo_loss(args, stage: "Stage", rows: Transition, left: float, kl_coef: float
         clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
         # Where no shot is to be had, the game teaches nothing: noise and entropy bonus would undo what was learned.
         matters = rows.matters[kind].float()
-        matters = matters / matters.sum().clamp(min=1.0)
-        policy_loss = -(matters * torch.min(advantage * ratio, advantage * clipped)).sum()
+        policy_loss = -(matters * torch.min(advantage * ratio, advantage * clipped)).mean()
         value_loss = 0.5 * value_error[kind].mean()
-        entropy = -(matters * (log_prob.exp() * log_prob).sum(1)).sum()
+        entropy = -(matters * (log_prob.exp() * log_prob).sum(1)).mean()
         kl = (ratio - 1 - log_ratio).mean()
         loss = loss + policy_loss - ent_coef * left * entropy + args.vf_coef * value_loss + kl_coef * kl
         scalars = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy, "approx_kl": kl}
@@ -729,7 +726,7 @@ def best_response_table(args: Args, emulators: Emulators, leader: Policy, follow
 
 def report(args: Args, emulators: Emulators, agents: dict[str, Agent], curve: list) -> dict:
     """Evaluates the equilibrium: all that result.json says about it. Returns are per episode."""
-    leader, follower = Policy(agents["leader"]), Policy(agents["follower"])
+    leader, follower, leads = Policy(agents["leader"]), Policy(agents["follower"]), emulators.leader
     result = {"aim_before": {}, "aim": {}, "best_responses": {}}
     for how, greedy in (("greedy", True), ("sampled", False)):
         before, *players = (Policy(agents[name], greedy) for name in ("gameplay", "leader", "follower"))
@@ -738,33 +735,31 @@ def report(args: Args, emulators: Emulators, agents: dict[str, Agent], curve: li
         result["best_responses"][how] = best_response_table(args, emulators, *players, result["aim"][how])
 
     episodes = evaluate(args, emulators, leader, follower, args.eval_episodes)
-    returns = np.array([e["returns"] for e in episodes])
-    leads, follows = emulators.leader, 1 - emulators.leader
+    leader_returns, follower_returns = np.array([(e["returns"][leads], e["returns"][1 - leads]) for e in episodes]).T
     values, errors, _ = result["aim"]["greedy"].values()
     best, gain = solve(values, leads)
-    played = [PRICES[offer[leads]] for e in episodes for offer in e["offered"]]
+    prices = [PRICES[offer[leads]] for e in episodes for offer in e["offered"]]
     # the follower's best response: to trade or not to trade
-    best_replies = [max(values[BUYER] - x, 0.0) if leads == SELLER else max(x, values[SELLER]) for x in played]
+    best_replies = [max(values[BUYER] - x, 0.0) if leads == SELLER else max(x, values[SELLER]) for x in prices]
     exploring = [explored for _, _, explored in curve[-math.ceil(len(curve) / 10) :]]
     result |= {
         "episodes": len(episodes),
         "leader_return": np.mean(exploring) if exploring else None,
-        "leader_return_greedy": returns[:, leads].mean(),
-        "follower_return_greedy": returns[:, follows].mean(),
+        "leader_return_greedy": leader_returns.mean(),
+        "follower_return_greedy": follower_returns.mean(),
         "stackelberg_value": NUM_BULLETS * gain,
         "stackelberg_value_error": NUM_BULLETS * errors[BUYER] if leads == BUYER else 0.0,
+        "leader_regret": NUM_BULLETS * gain - leader_returns.mean(),
+        "follower_regret": sum(best_replies) / len(episodes) - follower_returns.mean(),
         "optimal_leader_price": PRICES[best],
-        "leader_prices": {str(price): played.count(price) / len(played) for price in PRICES},
+        "leader_prices": {str(price): prices.count(price) / len(prices) for price in PRICES},
         "acceptance_rate": np.mean([sold for e in episodes for sold in e["accepted"]]),
         "curve": curve,
     }
-    result["leader_regret"] = result["stackelberg_value"] - result["leader_return_greedy"]
-    result["follower_regret"] = sum(best_replies) / len(episodes) - result["follower_return_greedy"]
     for name in VERIFICATIONS if args.stage != "evaluate" else ():
-        # the same starts and bullets: differences in pairs
         after = evaluate(args, emulators, leader, Policy(agents[name]), args.eval_episodes)
-        gains = [e["returns"][follows] - before for e, before in zip(after, returns[:, follows], strict=True)]
-        result |= {f"{name}_gain": np.mean(gains), f"{name}_gain_error": np.std(gains) / len(gains) ** 0.5}
+        gains = [e["returns"][1 - leads] for e in after] - follower_returns  # in pairs of the same starts and bullets
+        result |= {f"{name}_gain": gains.mean(), f"{name}_gain_error": gains.std() / len(gains) ** 0.5}
     return result
 
 

@@ -282,15 +282,15 @@ def trade_curve(folder: Path, result: dict) -> pd.DataFrame:
 def trade_columns(result: dict) -> dict:
     """Returns what an Atari run's result holds in lists and tables, by column."""
     columns = {"share_at_optimum": result["leader_prices"][str(result["optimal_leader_price"])]}
-    for when in ("aim_before", "aim"):
-        for how, measured in result[when].items():
+    for aim, when in (("aim_before", "before_"), ("aim", "")):
+        for how, measured in result[aim].items():
             for i, player in enumerate(("seller", "buyer")):
-                columns |= {f"{player}_{name}_{when}_{how}": values[i] for name, values in measured.items()}
+                columns |= {f"{player}_{name}_{when}{how}": values[i] for name, values in measured.items()}
     for how, rows in result["best_responses"].items():
         for row in rows:
             columns[f"acceptance_at_{row['leader_price']}_{how}"] = row["acceptance_rate"]
             columns[f"best_response_at_{row['leader_price']}_{how}"] = row["best_response_rate"]
-        columns[f"ties_{how}"] = sum(row["tie"] for row in rows)
+            columns[f"tie_at_{row['leader_price']}_{how}"] = int(row["tie"])
     return columns
 
 

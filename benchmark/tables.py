@@ -187,23 +187,58 @@ def verification() -> str:
     return markdown(header, rows)
 
 
+TRADE_PRICES = ("0.0", "0.25", "0.5", "0.75", "1.0")
+
+
 def fig2() -> str:
-    """The Atari models."""
+    """The Atari runs."""
     rows = []
     for _, row in load("fig2_runs").iterrows():
-        values = []
-        for who in ("seller", "buyer"):
-            values.append(f"{row[f'{who}_bullet_value']:.3f} ± {row[f'{who}_bullet_value_error']:.3f}")
         cells = [row["leader"], str(row["seed"]), number(row["optimal_leader_price"]), f"{row['share_at_optimum']:.0%}"]
-        cells += [f"{row['acceptance_rate']:.0%}", number(row["leader_return"])]
-        cells += [f"{row['leader_return_greedy']:.2f} ({row['stackelberg_value']:.2f})", " / ".join(values)]
-        cells += [f"{row['buyer_hits_per_shot']:.3f} / {row['buyer_hits_per_bullet']:.3f}"]
-        cells += [f"{row['best_responses_at_5_prices']} of 5"]
-        cells += [f"{number(row['verification_gain'], 3)} ± {row['verification_gain_error']:.3f}"]
+        cells += [f"{row['acceptance_rate']:.0%}", number(row["leader_return"]), number(row["leader_return_greedy"])]
+        cells.append(f"{number(row['stackelberg_value'])} ± {number(row['stackelberg_value_error'])}")
+        for how in ("greedy", "sampled"):
+            for player in ("seller", "buyer"):
+                before, after = (row[f"{player}_hits_per_shot_{when}{how}"] for when in ("before_", ""))
+                cells.append(f"{before:.3f} → {after:.3f}")
+        for name in ("trade_deviation", "deviation"):
+            cells.append(f"{number(row[f'{name}_gain'], 3)} ± {row[f'{name}_gain_error']:.3f}")
         rows.append(cells)
-    header = ["leader", "seed", "price", "share", "sold", "leader's return as it explores", "greedy (optimum)"]
-    header += ["value of a bullet, seller / buyer", "buyer's hits per shot / bullet", "responses"]
-    return markdown([*header, "gain in verification"], rows)
+    header = ["leader", "seed", "price", "share", "sold", "leader's return as it explores", "greedy", "optimum"]
+    header += [f"{who}'s aim, {how}" for how in ("greedy", "sampled") for who in ("seller", "buyer")]
+    return markdown([*header, "follower's gain, trades alone", "all of it"], rows)
+
+
+def fig2_responses() -> str:
+    """The Atari followers at every fixed price."""
+    rows = []
+    for leader, runs in load("fig2_runs").groupby("leader", sort=False):
+        for price in TRADE_PRICES:
+            cells = [leader, price]
+            for how in ("greedy", "sampled"):
+                best = runs[f"best_response_at_{price}_{how}"]
+                cells += [f"{(best >= 0.97).sum()} of {len(runs)}", f"{best.mean():.1%}", f"{best.min():.0%}"]
+            rows.append([*cells, str(runs[f"tie_at_{price}_greedy"].sum())])
+    header = ["leader", "price", "greedy: followers with 97 %", "mean", "least", "sampled: followers with 97 %"]
+    return markdown([*header, "mean", "least", "ties"], rows)
+
+
+def atari_variants() -> str:
+    """The Atari runs with other settings."""
+    rows = []
+    for (name, leader), runs in load("atari_variants_runs").groupby(["setting", "leader"], sort=False):
+        price = "0.75" if leader == "seller" else "0.25"
+        cells = [name, leader, str(len(runs))]
+        cells.append(" ".join(f"{best:.0%}" for best in runs[f"best_response_at_{price}_greedy"]))
+        cells.append(" ".join(number(value) for value in runs["leader_return_greedy"]))
+        for how in ("greedy", "sampled"):
+            for player in ("seller", "buyer"):
+                change = runs[f"{player}_hits_per_shot_{how}"] - runs[f"{player}_hits_per_shot_before_{how}"]
+                cells.append(f"{change.mean():+.3f}")
+        rows.append(cells)
+    header = ["setting", "leader", "seeds", "best responses at 0.75 / 0.25", "leader's return"]
+    header += [f"{who}'s aim, {how}" for how in ("greedy", "sampled") for who in ("seller", "buyer")]
+    return markdown(header, rows)
 
 
 # ------------------------------------------------------------------------------------------------- ablations/README.md
@@ -331,7 +366,8 @@ def theorem2() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
-        *(methods, misses, fig1, authors, dqn_targets, replay, commitments, clock, pomdp_values, verification, fig2),
+        *(methods, misses, fig1, authors, dqn_targets, replay, commitments, clock, pomdp_values, verification),
+        *(fig2, fig2_responses, atari_variants),
         *(fig3, fig4, fig5, fig6, ppo_qlearning, es_md, theorem2),
     )
 }

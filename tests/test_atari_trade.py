@@ -102,7 +102,7 @@ def test_invariants_of_random_episodes(spied, which, seed, weights, hold, bullet
         if phase == QUERY:
             assert not reward.any() and env.phase == TRADE
             assert env.committed == action[env.leader, 1]
-            context = observation["economy"][:, 5:]
+            context = observation["economy"][:, atari.PRICE :]
             assert context[1 - env.leader].argmax() == env.committed and not context[env.leader].any()
         if phase == TRADE:
             assert reward[SELLER] == -reward[BUYER]
@@ -122,6 +122,7 @@ def test_invariants_of_random_episodes(spied, which, seed, weights, hold, bullet
             assert env.fired[p] + env.bullets[p] == received[p]
             assert env.bullets[p] - held_before[p] <= 1
             assert env.hits[p] <= env.fired[p]
+            assert observation["economy"][p, atari.IN_FLIGHT] == env.flying[p] <= env.fired[p] - env.hits[p]
         held_before = list(env.bullets)
         assert env.given == sum(env.fired) + sum(env.bullets) == sum(received)
         for _, shot, landing in env.landed[sum(hits_before) :]:
@@ -210,7 +211,8 @@ def test_rows_are_a_players_decisions_and_its_answers(spied):
 def episode_of(landed, offered, accepted, player, values, is_trade):
     """An episode as `play` returns it, with rows of which only value and is_trade matter."""
     n = len(is_trade)
-    columns = torch.zeros(n, 1), torch.zeros(n, 10), torch.tensor(is_trade), torch.zeros(n), torch.zeros(n), values
+    economy, zeros = torch.zeros(n, atari.ECONOMY_SIZE), torch.zeros(n)
+    columns = torch.zeros(n, 1), economy, torch.tensor(is_trade), zeros, zeros, values
     rows = {player: list(zip(*columns, strict=True))}
     return {"landed": landed, "offered": offered, "accepted": accepted, "rows": rows}
 
@@ -261,7 +263,7 @@ def test_trades_answer_for_all_rewards_and_the_game_for_hits(player):
     hits, payments = atari.rewards(episode, player, is_trade, False).unbind(1)
     game = atari.generalized_advantages(hits, values[:, 0], 0.98, 0.95)
     reward = hits * float(atari.HIT_REWARD[player]) + payments
-    trade = atari.generalized_advantages(reward, values[:, 1], 0.998, 0.99)
+    trade = atari.generalized_advantages(reward, values[:, 1], 0.998, 0.98)
     rows = atari.learning_rows(atari.Args(), "follower", episode, player)
     torch.testing.assert_close(rows.advantage, torch.where(is_trade, trade, game))
     torch.testing.assert_close(rows.return_, values + torch.stack([game, trade], 1))
@@ -280,18 +282,18 @@ def optimizer_of(args, agent):
 
 
 def test_gameplay_learns_to_aim():
-    """The first 13,000 decisions: from a bit more than half of the shots to over 70 %, in the mean of 4 updates."""
+    """The first 16,000 decisions: from a bit more than half of the shots to over 70 %, in the mean of 6 updates."""
     args = atari.Args(num_envs=8)
     torch.manual_seed(1)
     agent, hits, done = atari.Agent(), [], 0
     emulators = atari.Emulators(args, **atari.GAMEPLAY_EPISODES)
     stage, optimizer = stage_of(args, "gameplay", agent, (SELLER, BUYER), emulators), optimizer_of(args, agent)
-    while done < 13_000:
+    while done < 16_000:
         seeds = atari.episode_seeds(args, "gameplay", args.num_envs, done)
         steps, scalars = atari.update(args, stage, optimizer, seeds, 1.0)
         done += steps
         hits.append((scalars["charts/seller_hits_per_shot"] + scalars["charts/buyer_hits_per_shot"]) / 2)
-    assert np.mean(hits[-4:]) > 0.7 > 0.63 > np.mean(hits[:2])
+    assert np.mean(hits[-6:]) > 0.7 > 0.63 > np.mean(hits[:2])
 
 
 def test_the_frozen_player_and_in_trade_deviations_the_game_stay_as_they_are():
@@ -334,8 +336,8 @@ def test_exact_optimum_is_that_of_enumeration(seller, buyer, leader):
 class Bandit:
     """Trades without an emulator: a random leader, a follower whose bullets hit 9 of 10 times.
 
-    An episode is five trades of three rows: the trade, then two decisions of the game, in the second of which a bullet
-    that the follower holds may hit.
+    An episode is one trade and two decisions of the game, in the second of which a bullet that the follower holds may
+    hit; each seed gives five.
     """
 
     def __init__(self, learner):
@@ -346,23 +348,20 @@ class Bandit:
         generator, episodes = torch.Generator().manual_seed(int(seeds[0])), []
         n = 15 * len(seeds)
         is_trade = torch.arange(n) % 3 == 0
-        economy = torch.zeros(n, 10)
+        economy = torch.zeros(n, atari.ECONOMY_SIZE)
         economy[:, atari.PENDING], economy[:, atari.OWN_BULLETS] = is_trade.float(), 0.2
         committed = torch.randint(5, (n,), generator=generator)
         economy[is_trade, atari.PRICE :] = F.one_hot(committed, 5).float()[is_trade]
         image = torch.zeros(n, 1, 1, 1)
         rows = follower.act(image, economy, torch.rand(n, 11, generator=generator))
         hits = torch.rand(n, generator=generator) < self.value
-        for k in range(0, n, 15):
-            trades = range(k, k + 15, 3)
-            offers = [(int(rows.action[i]), int(committed[i])) for i in trades]
-            offered = [list(offer) if self.learner == SELLER else list(offer)[::-1] for offer in offers]
-            accepted = [ask <= limit for ask, limit in offered]
-            held = [sold == (self.learner == BUYER) for sold in accepted]
-            landed = [(self.learner, 2 * i + 1, 2 * i + 1) for i in range(5) if held[i] and hits[k + 3 * i]]
-            mine = {self.learner: list(zip(*(column[k : k + 15] for column in rows[:6]), strict=True))}
-            episode = {"offered": offered, "accepted": accepted, "landed": landed, "rows": mine, "given": 5}
-            counts = {name: [0, 0] for name in ("fired", "hits", "returns")} | {"steps": 10, "length": 150}
+        for k in range(0, n, 3):
+            offer = [int(rows.action[k]), int(committed[k])]
+            ask, limit = offer = offer if self.learner == SELLER else offer[::-1]
+            landed = [(self.learner, 1, 1)] if (ask <= limit) == (self.learner == BUYER) and hits[k] else []
+            mine = {self.learner: list(zip(*(column[k : k + 3] for column in rows[:6]), strict=True))}
+            episode = {"offered": [offer], "accepted": [ask <= limit], "landed": landed, "rows": mine, "given": 1}
+            counts = {name: [0, 0] for name in ("fired", "hits", "returns")} | {"steps": 2, "length": 30}
             episodes.append(episode | counts)
         return episodes
 
@@ -379,20 +378,19 @@ class BlindAgent(atari.Agent):
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("learner", [SELLER, BUYER])
 def test_meta_follower_learns_to_respond_to_every_price(learner, seed):
-    """In as many updates, of as many minibatches, as the default budget buys, and with rewards as they come."""
+    """With the default settings, in a third of the updates that they buy on the emulator."""
     torch.manual_seed(seed)
-    args, agent = atari.Args(seed=seed, minibatch_size=40, learning_rate=3e-3, ent_coef=0.05), BlindAgent()
+    args, agent = atari.Args(seed=seed, minibatch_size=15), BlindAgent()
     follower = atari.Policy(agent, greedy=False)
-    stage = atari.Stage("follower", args.follower_timesteps, agent, (learner,), Bandit(learner), follower, follower)
+    stage = atari.Stage("follower", 50_000, agent, (learner,), Bandit(learner), follower, follower)
     atari.learn(args, stage, {"stages": {}, "global_step": 0}, lambda steps, scalars: None)
-    economy = torch.zeros(5, 10)
+    economy = torch.zeros(5, atari.ECONOMY_SIZE)
     economy[:, atari.PENDING], economy[:, atari.OWN_BULLETS], economy[:, atari.PRICE :] = 1, 0.2, torch.eye(5)
     answer = atari.Policy(agent).act(torch.zeros(5, 1, 1, 1), economy, torch.rand(5, 11)).action.tolist()
     if learner == BUYER:
         assert [limit >= price for price, limit in enumerate(answer)] == [True] * 4 + [False]
     else:
-        # A limit of 0.25 is the last that a seller learns to meet: here not always.
-        assert answer[0] > 0 and answer[1] in (1, 2) and answer[2:] == [2, 3, 4]
+        assert answer[0] > 0 and answer[1:] == [1, 2, 3, 4]
 
 
 def parse(*flags):
@@ -452,7 +450,7 @@ def wrong_inputs(tmp_path):
         "no emulators": (["--num-envs", 0], "--num-envs must be positive, got 0"),
         "NaN": (["--learning-rate", "nan"], "--learning-rate must be positive, got nan"),
         "negative seed": (["--seed", -1], "--seed must be positive"),
-        "no leader's steps": (["--total-timesteps", 300_000], "--total-timesteps must exceed"),
+        "no leader's steps": (["--total-timesteps", 150_000], "--total-timesteps must exceed"),
         "intervals in disorder": (["--bullet-interval", 9, 8], "--bullet-interval must be"),
         "bullets too late": (["--max-steps", 200], "let all bullets come in time"),
         "no game": (["--checkpoint", "nowhere.pt"], "No such file"),

@@ -73,7 +73,7 @@ class Args:
     evaluate: no learning, only the evaluation of the checkpoint"""
     checkpoint: str = os.path.join(os.path.dirname(__file__), "benchmark/checkpoints/atari_trade_gameplay.pt")
     """model.pt of an earlier run: for `--stage trade`, its gameplay network is where leader and follower start"""
-    gameplay_timesteps: int = 240_000
+    gameplay_timesteps: int = 320_000
     """environment steps of stage 1: decisions (4 frames, both players act), queries and trades; 0: random weights"""
     follower_timesteps: int = 150_000
     """environment steps of stage 2"""
@@ -93,7 +93,7 @@ class Args:
 
     learning_rate: float = 3e-3
     """stages 2 and 3: Adam's learning rate of the trades' logits and of the values"""
-    body_learning_rate: float = 1e-4
+    body_learning_rate: float = 3e-5
     """stages 2 and 3: of all the rest, by which the game is played; 0 freezes the game"""
     gameplay_learning_rate: float = 7e-4
     """stage 1: of the whole network"""
@@ -126,7 +126,7 @@ class Args:
     ent_coef: float = 0.05
     """stages 2 and 3: coefficient of the entropy bonus of the trades"""
     game_ent_coef: float = 0.003
-    """stages 2 and 3: coefficient of the entropy bonus of the game"""
+    """coefficient of the entropy bonus of the game"""
 
     def __post_init__(self):
         self.state = None
@@ -554,7 +554,7 @@ def ppo_loss(args, stage: "Stage", rows: Transition, left: float, kl_coef: float
     """PPO's loss, in which game and trades are averaged apart, or a few trades would drown; its parts by tag."""
     game, trade, value = stage.agent(rows.image, rows.economy, stage.name == "gameplay" or args.shape_body)
     value_error = (value - rows.return_).square().sum(1)
-    kinds = [("game", ~rows.is_trade, game, 0.01 if stage.name == "gameplay" else args.game_ent_coef)]
+    kinds = [("game", ~rows.is_trade, game, args.game_ent_coef)]
     if stage.name != "gameplay":
         kinds.append(("trade", rows.is_trade, trade, args.ent_coef))
     loss, parts = 0.0, {}

@@ -4,7 +4,7 @@
 
 With the seller as leader, from the committed gameplay networks of seeds 1 to 3:
 - discount and lambda of the trades, hits rewarded at the shot or as they land, the game frozen
-- what shapes the network: the game's actions alone, or trades and values too, and then with a lower rate
+- what shapes the network: the game's actions alone, or trades and values too; either at the default rate, and faster
 
 With either leader, one seed:
 - Table 4's PPO, where it can be had by flags
@@ -51,7 +51,8 @@ SETTINGS = {
     "hits at the shot": ({"credit_shots": True}, 3, ["seller"]),
     "game frozen": ({"body_learning_rate": 0.0}, 3, ["seller"]),
     "all shapes the body": ({"shape_body": True}, 3, ["seller"]),
-    "all shapes the body, slowly": ({"shape_body": True, "body_learning_rate": 3e-5}, 3, ["seller"]),
+    "game at 0.0001": ({"body_learning_rate": 1e-4}, 3, ["seller"]),
+    "all shapes the body at 0.0001": ({"shape_body": True, "body_learning_rate": 1e-4}, 3, ["seller"]),
     "Table 4": (TABLE_4, 1, ["seller", "buyer"]),
     "random weights": (RANDOM_WEIGHTS, 1, ["seller", "buyer"]),
 }

@@ -26,7 +26,22 @@ from matplotlib.lines import Line2D
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-Figure = Literal["fig1", "fig1_steps", "fig2", "fig3", "fig4", "fig5", "fig6", "fig8", "theorem2", "es_md", "all"]
+Figure = Literal[
+    *(
+        "fig1",
+        "fig1_steps",
+        "fig2",
+        "atari_variants",
+        "fig3",
+        "fig4",
+        "fig5",
+        "fig6",
+        "fig8",
+        "theorem2",
+        "es_md",
+        "all",
+    )
+]
 
 
 @dataclass
@@ -314,8 +329,12 @@ def fig2(results_dir: Path):
             draw_mean(top, accepted, color, column=f"acceptance_at_{price}")
         draw_mean(top, parts["leader"], "black", DASHED, column="price")
         top.axhline(ends.loc[ends["leader"] == leader, "optimal_leader_price"].median(), color=RED, linewidth=0.8)
-        for column, color in (("leader_return", BLUE), ("follower_return", ORANGE)):
-            draw_mean(middle, parts["leader"], color, column=column)
+        for stage, column, color in (
+            ("leader", "leader_return", BLUE),
+            ("leader", "follower_return", ORANGE),
+            ("follower", "follower_return", ORANGE),
+        ):
+            draw_mean(middle, parts[stage], color, column=column)
         middle.axhline(ends.loc[ends["leader"] == leader, "stackelberg_value"].mean(), color=RED, linewidth=0.8)
         for player, color in (("seller", GREEN), ("buyer", ORANGE)):
             name = f"{player}_hits_per_shot"
@@ -330,13 +349,60 @@ def fig2(results_dir: Path):
         bottom.xaxis.set_major_formatter(thousands)
     axes[0, 0].set(ylim=(0, 1.02), ylabel="accepted, per price; leader's price")
     axes[1, 0].set(ylim=(0, None), ylabel="return per episode")
-    axes[2, 0].set(ylim=(0.5, 1.0), ylabel="hits per shot, as it explores")
+    axes[2, 0].set(ylim=(0.5, 1.0), ylabel="hits per shot, in training")
     figure.supxlabel("environment steps of all stages, queries included", fontsize=9)
     entries = [(f"price {price}", {"color": color}) for price, color in PRICE_COLORS.items()]
     entries += [("leader's price", {"color": "black", "linestyle": DASHED}), ("optimum", {"color": RED})]
     entries += [("leader's return", {"color": BLUE}), ("follower's return", {"color": ORANGE})]
     entries += [("seller's aim", {"color": GREEN}), ("buyer's aim", {"color": ORANGE})]
     legend_above(figure, entries, 4)
+    return figure
+
+
+# setting of atari_variants.py: colour, line
+CREDIT = {
+    "default": (BLACK, "-"),
+    "discount 0.998, lambda 0.95": (BLUE, DASHED),
+    "discount 0.99, lambda 0.95": (RED, DASHED),
+    "hits at the shot": (GREEN, "-"),
+    "game frozen": (ORANGE, "-"),
+}
+BODY = {
+    "default": (BLACK, "-"),
+    "game at 0.0001": (BLACK, DASHED),
+    "all shapes the body": (PINK, "-"),
+    "all shapes the body at 0.0001": (PINK, DASHED),
+}
+FROM_NOTHING = {"random weights": (SKY, "-"), "Table 4": (YELLOW, "-")}
+
+
+def atari_variants(results_dir: Path):
+    """The Atari trade with other settings: credit, what shapes the network, random weights and Table 4."""
+    load(results_dir, "atari_variants", "leader stage setting", "seed step seller_hits_per_shot")
+    rows = pd.read_csv(results_dir / "atari_variants.csv")  # with gaps: a stage has its own columns
+    rows = rows[rows["stage"].isin(["gameplay", "follower", "leader"])]
+    figure, axes = plt.subplots(2, 3, figsize=(11, 6.2))
+
+    def draw(ax, settings, column, stages, title, leader="seller"):
+        for name, (color, line) in settings.items():
+            part = rows[(rows["setting"] == name) & (rows["leader"] == leader) & rows["stage"].isin(stages)]
+            if len(part := part.dropna(subset=column)):
+                draw_mean(ax, part, color, line, column=column)
+        ax.set_title(title)
+        ax.xaxis.set_major_formatter(thousands)
+
+    draw(axes[0, 0], CREDIT, "acceptance_at_0.75", ["follower"], "buyers who follow: 0.75 accepted")
+    draw(axes[0, 1], CREDIT, "leader_return", ["leader"], "sellers who lead: return")
+    draw(axes[0, 2], BODY, "buyer_hits_per_shot", ["follower", "leader"], "buyers who follow: hits per shot")
+    for ax, leader, price in ((axes[1, 0], "seller", "0.75"), (axes[1, 1], "buyer", "0.25")):
+        draw(ax, FROM_NOTHING, f"acceptance_at_{price}", ["follower"], f"{leader} leads: {price} accepted", leader)
+    draw(axes[1, 2], FROM_NOTHING, "buyer_hits_per_shot", ["follower", "leader"], "buyers who follow: hits per shot")
+    for ax in axes.flat:
+        ax.set_ylim(0, 4 if ax is axes[0, 1] else 1.02)
+    axes[0, 2].set_ylim(0.7, 1.0)
+    figure.supxlabel("environment steps of all stages, queries included", fontsize=9)
+    entries = {**CREDIT, **BODY, **FROM_NOTHING}
+    legend_above(figure, [(name, {"color": c, "linestyle": line}) for name, (c, line) in entries.items()], 3)
     return figure
 
 
@@ -512,7 +578,9 @@ def es_md(results_dir: Path):
     return figure
 
 
-FIGURES = {f.__name__: f for f in (fig1, fig1_steps, fig2, fig3, fig4, fig5, fig6, fig8, theorem2, es_md)}
+FIGURES = {
+    f.__name__: f for f in (fig1, fig1_steps, fig2, atari_variants, fig3, fig4, fig5, fig6, fig8, theorem2, es_md)
+}
 
 
 # --------------------------------------------------------------------------------------------------------- the drawing

@@ -1,6 +1,7 @@
-"""Runs the Atari trade with other settings than the defaults, and writes benchmark/results/atari_variants*.csv.
+"""Runs the Atari trade with other settings than the defaults: benchmark/results/atari_variants*.csv, and their figure.
 
     python benchmark/atari_variants.py
+    python benchmark/atari_variants.py --draw-only
 
 With the seller as leader, from the committed gameplay networks of seeds 1 to 3:
 - discount and lambda of the trades, hits rewarded at the shot or as they land, the game frozen
@@ -18,12 +19,15 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import tyro
 from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).resolve().parent))
 
+import plot
+from plot import BLACK, BLUE, DASHED, GREEN, ORANGE, PINK, RED, SKY, YELLOW, draw_mean, legend_above, thousands
 from run import ROOT, Run, read, result_of, run_in_processes, write_csv
 
 
@@ -35,6 +39,8 @@ class Args:
     """folder that every run's own folder is made in"""
     only: str = ""
     """settings to run, by a part of their name; the files then hold only these"""
+    draw_only: bool = False
+    """draw the figure from the CSVs, and run nothing"""
 
 
 CHECKPOINTS = ROOT / "benchmark/checkpoints"
@@ -71,8 +77,63 @@ def runs_of(name: str) -> list[Run]:
     return runs
 
 
+# The figure: colour and line of each setting.
+CREDIT = {
+    "default": (BLACK, "-"),
+    "discount 0.998, lambda 0.95": (BLUE, DASHED),
+    "discount 0.99, lambda 0.95": (RED, DASHED),
+    "hits at the shot": (GREEN, "-"),
+    "game frozen": (ORANGE, "-"),
+}
+BODY = {
+    "default": (BLACK, "-"),
+    "game at 0.0001": (BLACK, DASHED),
+    "all shapes the body": (PINK, "-"),
+    "all shapes the body at 0.0001": (PINK, DASHED),
+}
+FROM_NOTHING = {"random weights": (SKY, "-"), "Table 4": (YELLOW, "-")}
+
+
+def draw(results_dir: Path):
+    """The Atari trade with other settings: credit, what shapes the network, random weights and Table 4."""
+    rows = pd.read_csv(results_dir / "atari_variants.csv")  # with gaps: a stage has its own columns
+    rows = rows[rows["stage"].isin(["gameplay", "follower", "leader"])]
+    figure, axes = plt.subplots(2, 3, figsize=(11, 6.2))
+
+    def panel(ax, settings, column, stages, title, leader="seller"):
+        for name, (color, line) in settings.items():
+            part = rows[(rows["setting"] == name) & (rows["leader"] == leader) & rows["stage"].isin(stages)]
+            if len(part := part.dropna(subset=column)):
+                draw_mean(ax, part, color, line, column=column)
+        ax.set_title(title)
+        ax.xaxis.set_major_formatter(thousands)
+
+    panel(axes[0, 0], CREDIT, "acceptance_at_0.75", ["follower"], "buyers who follow: 0.75 accepted")
+    panel(axes[0, 1], CREDIT, "leader_return", ["leader"], "sellers who lead: return")
+    panel(axes[0, 2], BODY, "buyer_hits_per_shot", ["follower", "leader"], "buyers who follow: hits per shot")
+    for ax, leader, price in ((axes[1, 0], "seller", "0.75"), (axes[1, 1], "buyer", "0.25")):
+        panel(ax, FROM_NOTHING, f"acceptance_at_{price}", ["follower"], f"{leader} leads: {price} accepted", leader)
+    panel(axes[1, 2], FROM_NOTHING, "buyer_hits_per_shot", ["follower", "leader"], "buyers who follow: hits per shot")
+    for ax in axes.flat:
+        ax.set_ylim(0, 4 if ax is axes[0, 1] else 1.02)
+    axes[0, 2].set_ylim(0.7, 1.0)
+    figure.supxlabel("environment steps of all stages, queries included", fontsize=9)
+    entries = {**CREDIT, **BODY, **FROM_NOTHING}
+    legend_above(figure, [(name, {"color": c, "linestyle": line}) for name, (c, line) in entries.items()], 3)
+    return figure
+
+
+def save_figure() -> None:
+    """Draws the figure into its file."""
+    plot.FIGURES["atari_variants"] = draw
+    plot.save("atari_variants", ROOT / "benchmark/results", ROOT / "benchmark/figures/atari_variants.png")
+
+
 def main(args: Args) -> int:
     """Runs what is missing and writes the files; returns the exit code: 1 if a run failed."""
+    if args.draw_only:
+        save_figure()
+        return 0
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.chdir(ROOT)  # the checkpoints' paths, which are part of a run's name, are the same on every machine
     runs = {name: runs_of(name) for name in SETTINGS if args.only in name}
@@ -87,6 +148,7 @@ def main(args: Args) -> int:
         write_csv(str(ROOT / "benchmark/results/atari_variants.csv"), points)
         write_csv(str(ROOT / "benchmark/results/atari_variants_runs.csv"), ends)
         print(ends.groupby("setting", sort=False).size().to_string())
+        save_figure()
     return int(not all(path for _, path in paths))
 
 

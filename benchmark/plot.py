@@ -26,22 +26,7 @@ from matplotlib.lines import Line2D
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-Figure = Literal[
-    *(
-        "fig1",
-        "fig1_steps",
-        "fig2",
-        "atari_variants",
-        "fig3",
-        "fig4",
-        "fig5",
-        "fig6",
-        "fig8",
-        "theorem2",
-        "es_md",
-        "all",
-    )
-]
+Figure = Literal["fig1", "fig1_steps", "fig2", "fig3", "fig4", "fig5", "fig6", "fig8", "theorem2", "es_md", "all"]
 
 
 @dataclass
@@ -359,53 +344,6 @@ def fig2(results_dir: Path):
     return figure
 
 
-# setting of atari_variants.py: colour, line
-CREDIT = {
-    "default": (BLACK, "-"),
-    "discount 0.998, lambda 0.95": (BLUE, DASHED),
-    "discount 0.99, lambda 0.95": (RED, DASHED),
-    "hits at the shot": (GREEN, "-"),
-    "game frozen": (ORANGE, "-"),
-}
-BODY = {
-    "default": (BLACK, "-"),
-    "game at 0.0001": (BLACK, DASHED),
-    "all shapes the body": (PINK, "-"),
-    "all shapes the body at 0.0001": (PINK, DASHED),
-}
-FROM_NOTHING = {"random weights": (SKY, "-"), "Table 4": (YELLOW, "-")}
-
-
-def atari_variants(results_dir: Path):
-    """The Atari trade with other settings: credit, what shapes the network, random weights and Table 4."""
-    load(results_dir, "atari_variants", "leader stage setting", "seed step seller_hits_per_shot")
-    rows = pd.read_csv(results_dir / "atari_variants.csv")  # with gaps: a stage has its own columns
-    rows = rows[rows["stage"].isin(["gameplay", "follower", "leader"])]
-    figure, axes = plt.subplots(2, 3, figsize=(11, 6.2))
-
-    def draw(ax, settings, column, stages, title, leader="seller"):
-        for name, (color, line) in settings.items():
-            part = rows[(rows["setting"] == name) & (rows["leader"] == leader) & rows["stage"].isin(stages)]
-            if len(part := part.dropna(subset=column)):
-                draw_mean(ax, part, color, line, column=column)
-        ax.set_title(title)
-        ax.xaxis.set_major_formatter(thousands)
-
-    draw(axes[0, 0], CREDIT, "acceptance_at_0.75", ["follower"], "buyers who follow: 0.75 accepted")
-    draw(axes[0, 1], CREDIT, "leader_return", ["leader"], "sellers who lead: return")
-    draw(axes[0, 2], BODY, "buyer_hits_per_shot", ["follower", "leader"], "buyers who follow: hits per shot")
-    for ax, leader, price in ((axes[1, 0], "seller", "0.75"), (axes[1, 1], "buyer", "0.25")):
-        draw(ax, FROM_NOTHING, f"acceptance_at_{price}", ["follower"], f"{leader} leads: {price} accepted", leader)
-    draw(axes[1, 2], FROM_NOTHING, "buyer_hits_per_shot", ["follower", "leader"], "buyers who follow: hits per shot")
-    for ax in axes.flat:
-        ax.set_ylim(0, 4 if ax is axes[0, 1] else 1.02)
-    axes[0, 2].set_ylim(0.7, 1.0)
-    figure.supxlabel("environment steps of all stages, queries included", fontsize=9)
-    entries = {**CREDIT, **BODY, **FROM_NOTHING}
-    legend_above(figure, [(name, {"color": c, "linestyle": line}) for name, (c, line) in entries.items()], 3)
-    return figure
-
-
 def fig3(results_dir: Path):
     """Figure 3: queries that the leader observes, or that are hidden from it, with two kinds of follower."""
     rows, runs = load_curves(results_dir, "fig3", "learning_rate", "follower leader arm")
@@ -578,9 +516,7 @@ def es_md(results_dir: Path):
     return figure
 
 
-FIGURES = {
-    f.__name__: f for f in (fig1, fig1_steps, fig2, atari_variants, fig3, fig4, fig5, fig6, fig8, theorem2, es_md)
-}
+FIGURES = {f.__name__: f for f in (fig1, fig1_steps, fig2, fig3, fig4, fig5, fig6, fig8, theorem2, es_md)}
 
 
 # --------------------------------------------------------------------------------------------------------- the drawing

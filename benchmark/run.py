@@ -265,13 +265,12 @@ def trade_curve(folder: Path, result: dict) -> pd.DataFrame:
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     seller_leads = result["args"]["leader"] == "seller"
     columns = {"price_offered" if seller_leads else "price_limit": "price", "acceptance_rate": "acceptance"}
-    kept = ("leader_return", "follower_return", "seller_hits_per_shot", "buyer_hits_per_shot", "acceptance_at_")
+    kept = ("leader_return", "follower_return", "seller_hits_per_shot", "buyer_hits_per_shot", *columns)
     curves = {}
     for tag in events.Tags()["scalars"]:
         name = tag.removeprefix("charts/")
-        if name in columns or name.startswith(kept):
+        if name in kept or name.startswith("acceptance_at_"):
             curves[columns.get(name, name)] = {event.step: event.value for event in events.Scalars(tag)}
-    curves.pop("leader_return_greedy", None)  # a single number, after all stages
     curves = pd.DataFrame(curves).rename_axis("step").sort_index().reset_index()
     stages, steps = zip(*result["stage_steps"].items(), strict=True)
     stage = np.searchsorted(np.cumsum(steps), curves["step"])

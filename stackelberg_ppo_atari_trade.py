@@ -75,9 +75,9 @@ class Args:
     """model.pt of an earlier run: for `--stage trade`, its gameplay network is where leader and follower start"""
     gameplay_timesteps: int = 320_000
     """environment steps of stage 1: decisions (4 frames, both players act), queries and trades; 0: random weights"""
-    follower_timesteps: int = 150_000
+    follower_timesteps: int = 200_000
     """environment steps of stage 2"""
-    total_timesteps: int = 230_000
+    total_timesteps: int = 280_000
     """environment steps of stages 2 and 3 together"""
     verification_timesteps: int = 40_000
     """environment steps of both verifications: the follower learns on, its trades alone and all of it"""
@@ -101,7 +101,7 @@ class Args:
     """let learning rates and entropy bonuses decay linearly to a twentieth within a stage"""
     gamma: float = 0.998
     """discount factor per decision of the trades; with 0.99 a bullet bought is worth 0.80 at the trade"""
-    gae_lambda: float = 0.98
+    gae_lambda: float = 0.95
     """lambda of the trades' advantages"""
     game_gamma: float = 0.98
     """discount factor per decision of the game, whose actions answer for the next hits alone"""

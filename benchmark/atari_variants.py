@@ -52,8 +52,8 @@ RANDOM_WEIGHTS |= {"follower_timesteps": 2_000_000, "total_timesteps": 3_000_000
 # name: flags, seeds, who leads
 SETTINGS = {
     "default": ({}, 3, ["seller"]),
-    "discount 0.998, lambda 0.95": ({"gae_lambda": 0.95}, 3, ["seller"]),
-    "discount 0.99, lambda 0.95": ({"gamma": 0.99, "gae_lambda": 0.95}, 3, ["seller"]),
+    "discount 0.998, lambda 0.99": ({"gae_lambda": 0.99}, 3, ["seller"]),
+    "discount 0.99, lambda 0.95": ({"gamma": 0.99}, 3, ["seller"]),
     "hits at the shot": ({"credit_shots": True}, 3, ["seller"]),
     "game frozen": ({"body_learning_rate": 0.0}, 3, ["seller"]),
     "all shapes the body": ({"shape_body": True}, 3, ["seller"]),
@@ -80,7 +80,7 @@ def runs_of(name: str) -> list[Run]:
 # The figure: colour and line of each setting.
 CREDIT = {
     "default": (BLACK, "-"),
-    "discount 0.998, lambda 0.95": (BLUE, DASHED),
+    "discount 0.998, lambda 0.99": (BLUE, DASHED),
     "discount 0.99, lambda 0.95": (RED, DASHED),
     "hits at the shot": (GREEN, "-"),
     "game frozen": (ORANGE, "-"),

@@ -36,7 +36,7 @@ import torch.nn.functional as F
 import tyro
 from ale_py.roms import get_rom_path
 from multi_agent_ale_py.ale_python_interface import ALEInterface, ale_lib
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -64,7 +64,7 @@ class Args:
     run_dir: str = "runs"
     """folder that the run's own folder is made in"""
     resume: str | None = None
-    """folder of an interrupted run to continue to the same bits, with its flags and the same script"""
+    """folder of an interrupted run to continue to the same bits; it keeps its flags, whatever others are given here"""
 
     leader: Literal["seller", "buyer"] = "seller"
     """who commits to its trade actions"""
@@ -131,7 +131,12 @@ class Args:
     def __post_init__(self):
         self.state = None
         if self.resume is not None:
-            load_run(self)
+            try:
+                self.state = torch.load(f"{self.resume}/checkpoint.pt", map_location="cpu", weights_only=True)
+                assert self.state["args"].keys() == asdict(self).keys(), "it is of a script with other flags"
+                vars(self).update(self.state["args"] | {"resume": self.resume})
+            except Exception as error:  # torch.load raises whatever a foreign file makes it trip over
+                raise ValueError(f"cannot resume {self.resume!r}: {error}") from error
         may_be_zero = {"seed", "gameplay_timesteps", "body_learning_rate", "kl_coef", "ent_coef", "game_ent_coef"}
         for flag, value in asdict(self).items():
             if type(value) in (int, float) and not (0 < value < math.inf or (value == 0 and flag in may_be_zero)):
@@ -209,9 +214,9 @@ GAMEPLAY_EPISODES = {"bullet_interval": (4, 24), "max_start": 400}
 # Palette codes of ground, shields, aliens, saucer, missiles, the seller's ship and the buyer's; their colours; and grey
 # values for both players. Each sees its own ship brightest, so that one network can play both sides.
 CODES = (226, 52, 20, 82, 6, 196, 246)
-COLOURS = [80, 89, 22, 181, 83, 40, 134, 134, 29, 151, 25, 122, 142, 142, 142, 50, 132, 50, 162, 134, 56]
+COLOURS = np.zeros((3, 256), np.uint8)
+COLOURS[:, CODES] = (80, 181, 134, 151, 142, 50, 162), (89, 83, 134, 25, 142, 132, 134), (22, 40, 29, 122, 142, 50, 56)
 GREY = np.tile(np.arange(256, dtype=np.uint8), (2, 1))
-GREY[:, 0] = 0
 GREY[:, CODES] = (32, 64, 128, 160, 192, 255, 96), (32, 64, 128, 160, 192, 96, 255)
 
 
@@ -278,15 +283,14 @@ class TradeEnv(gym.Env):
             self.committed = int(action[self.leader][1])
             self.phase = TRADE
         elif self.phase == TRADE:
-            answers = [int(action[SELLER][1]), int(action[BUYER][1])]
-            answers[self.leader] = self.committed
-            price, limit = PRICES[answers[SELLER]], PRICES[answers[BUYER]]
-            self.offered.append(answers)
-            self.accepted.append(price <= limit)
-            if price <= limit:  # the seller's price is paid
+            offer = [int(action[SELLER][1]), int(action[BUYER][1])]
+            offer[self.leader] = self.committed
+            self.offered.append(offer)
+            self.accepted.append(offer[SELLER] <= offer[BUYER])
+            if self.accepted[-1]:  # the seller's price is paid
                 self.bullets[SELLER] -= 1
                 self.bullets[BUYER] += 1
-                reward[:] = price, -price
+                reward[:] = PRICES[offer[SELLER]], -PRICES[offer[SELLER]]
             self.phase = GAME
         else:
             self._play(action, reward)
@@ -323,11 +327,8 @@ class TradeEnv(gym.Env):
                     reward[p] += HIT_REWARD[p]
                 elif self.flying[p]:
                     self.flying[p] = any(y <= LAUNCH_Y and x == self.shot[p][0] for y, x in missiles)
-            for x in (x for y, x in missiles if y == LAUNCH_Y):
-                armed = [p for p in (SELLER, BUYER) if buttons[p] in (1, 11, 12) and self.bullets[p]]
-                shooters = [p for p in armed if emulator.ship_x[p] + LAUNCH_X == x]
-                if shooters:
-                    p = shooters[0]
+                x = int(emulator.ship_x[p]) + LAUNCH_X
+                if buttons[p] != FIRE_REMOVED[buttons[p]] and (LAUNCH_Y, x) in missiles:
                     self.shot[p], self.flying[p] = (x, self.steps), True
                     self.bullets[p] -= 1
                     self.fired[p] += 1
@@ -361,19 +362,15 @@ class TradeEnv(gym.Env):
 
     def render(self) -> np.ndarray:
         """uint8 [470, 320, 3]: the screen, and below it bullets, hits, returns and the last trade."""
-        text = "bullets {} (seller, green) and {} (buyer, yellow)\n".format(*self.bullets)
-        text += "hits {} and {}, returns {:.2f} and {:.2f}\n".format(*self.hits, *self.returns)
+        text = "bullets {} (seller, green) and {} (buyer, yellow)\nhits {} and {}, returns {:.2f} and {:.2f}\n"
+        text = text.format(*self.bullets, *self.hits, *self.returns)
         if self.phase == TRADE:
             text += f"{('seller', 'buyer')[self.leader]} leads and commits to {PRICES[self.committed]:.2f}"
         elif self.offered:
             text += "asked {:.2f}, limit {:.2f}: ".format(*np.take(PRICES, self.offered[-1]))
             text += "sold" if self.accepted[-1] else "kept"
-
-        colour = np.zeros((256, 3), np.uint8)
-        colour[list(CODES)] = np.reshape(COLOURS, (-1, 3))
-        screen = Image.fromarray(colour[np.maximum(*self.emulator.screens)])
-        frame = Image.new("RGB", (320, 470))
-        frame.paste(screen.resize((320, 420), Image.Resampling.NEAREST), (0, 0))
+        screen = Image.fromarray(COLOURS.T[np.maximum(*self.emulator.screens)])
+        frame = ImageOps.expand(screen.resize((320, 420), Image.Resampling.NEAREST), (0, 0, 0, 50))
         ImageDraw.Draw(frame).multiline_text((8, 422), text, fill=(230, 230, 230))
         return np.asarray(frame)
 
@@ -444,9 +441,8 @@ class Policy(NamedTuple):
         """uint8 [batch, 45, 80, 4], [batch, 11], uniform noise [batch, 6 + 5] -> decisions."""
         game, trade, value = (x.cpu() for x in self.agent(image, economy))
         game_noise, trade_noise = noise.log().neg().log().neg().split([len(GAME_ACTIONS), len(PRICES)], 1)  # Gumbel's
-        game_action, trade_action = game.argmax(1), trade.argmax(1)
-        if not self.greedy:
-            game_action, trade_action = (game + game_noise).argmax(1), (trade + trade_noise).argmax(1)
+        game_action = (game if self.greedy else game + game_noise).argmax(1)
+        trade_action = (trade if self.greedy else trade + trade_noise).argmax(1)
         if self.random_prices:
             trade_action = trade_noise.argmax(1)
         if self.price is not None:
@@ -542,9 +538,8 @@ def learning_rows(args: Args, stage: str, episode: dict, player: int) -> Transit
     rows = Transition(*map(torch.stack, zip(*episode["rows"][player], strict=True)))
     hits, payments = rewards(episode, player, rows.is_trade, args.credit_shots or stage == "gameplay").unbind(1)
     reward = float(HIT_REWARD[player]) * hits + payments
-    hit_value, value = rows.value.unbind(1)
-    game = generalized_advantages(hits, hit_value, args.game_gamma, args.game_gae_lambda)
-    trade = generalized_advantages(reward, value, args.gamma, args.gae_lambda)
+    game = generalized_advantages(hits, rows.value[:, 0], args.game_gamma, args.game_gae_lambda)
+    trade = generalized_advantages(reward, rows.value[:, 1], args.gamma, args.gae_lambda)
     advantage = torch.where(rows.is_trade, trade, game)
     matters = rows.is_trade | (rows.economy[:, OWN_BULLETS] > 0) | (stage == "gameplay")
     return rows._replace(return_=torch.stack([game, trade], 1) + rows.value, advantage=advantage, matters=matters)
@@ -590,27 +585,25 @@ class Stage(NamedTuple):
 def update(args: Args, stage: Stage, optimizer: torch.optim.Adam, seeds: np.ndarray, left: float) -> tuple[int, dict]:
     """An iteration of PPO, in any stage, on an episode for each seed; `left` is the share of the stage to come.
 
-    Returns environment steps, and scalars by TensorBoard tag. In stage 1 only the game is learned: trades are random.
+    Returns environment steps, and scalars by TensorBoard tag. In stage 1 only the game is learned.
     """
     episodes = stage.emulators.play(stage.leader, stage.follower, seeds, stage.learners)
     rows = [learning_rows(args, stage.name, episode, player) for player in stage.learners for episode in episodes]
     rows = Transition(*map(torch.cat, zip(*rows, strict=True)))
     generator = torch.Generator().manual_seed(sum(seeds.tolist()))
-    kinds = [torch.nonzero(~rows.is_trade).squeeze(1)]
-    if stage.name != "gameplay":
-        kinds.append(torch.nonzero(rows.is_trade).squeeze(1))
-    for kind in kinds:
-        kind = kind[rows.matters[kind]]
-        if len(kind) == 0:
-            continue
-        advantage = rows.advantage[kind]
-        rows.advantage[kind] = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
+    game, trades = (torch.nonzero(kind).squeeze(1) for kind in (~rows.is_trade, rows.is_trade))
+    if stage.name == "gameplay":
+        trades = trades[:0]  # they are random
+    for kind in (game[rows.matters[game]], trades):
+        if len(kind) > 0:
+            advantage = rows.advantage[kind]
+            rows.advantage[kind] = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
 
-    (game, *trades), group, device = kinds, optimizer.param_groups[0], stage.agent.game_actor.weight.device
+    group, device = optimizer.param_groups[0], stage.agent.game_actor.weight.device
     num_minibatches = math.ceil(len(game) / args.minibatch_size)  # of equal size, so that none is a single row
     for _ in range(args.update_epochs):
         for index in game[torch.randperm(len(game), generator=generator)].tensor_split(num_minibatches):
-            minibatch = Transition(*(column.index_select(0, torch.cat([index, *trades])).to(device) for column in rows))
+            minibatch = Transition(*(column.index_select(0, torch.cat([index, trades])).to(device) for column in rows))
             loss, losses = ppo_loss(args, stage, minibatch, left, group["kl_coef"])
             if not loss.isfinite():
                 flag = "--gameplay-learning-rate" if stage.name == "gameplay" else "--learning-rate"
@@ -648,7 +641,7 @@ def learn(args: Args, stage: Stage, state: dict, log) -> None:
         bar.update(steps)
         state["global_step"] += steps
         state["stages"][stage.name] = done, agent.state_dict(), optimizer.state_dict()
-        log(state["global_step"], scalars)
+        log(scalars)
     bar.close()
     agent.half().float()  # so that it plays the same from a file with 16 bits a weight
 
@@ -695,10 +688,10 @@ def solve(values: list[float], leader: int) -> tuple[int, float]:
 def measure_aim(args: Args, emulators: Emulators, leader: Policy, follower: Policy) -> dict:
     """What each player (seller, buyer) makes of bullets: first nothing is sold, then everything."""
     aim = {"bullet_values": [], "bullet_value_errors": [], "hits_per_shot": []}
-    for player, sold in ((SELLER, False), (BUYER, True)):
-        prices = (LOWEST, HIGHEST) if sold == (emulators.leader == SELLER) else (HIGHEST, LOWEST)
-        policies = (policy._replace(price=price) for policy, price in zip((leader, follower), prices, strict=True))
-        episodes = evaluate(args, emulators, *policies, args.eval_episodes)
+    for player, *prices in ((SELLER, HIGHEST, LOWEST), (BUYER, LOWEST, HIGHEST)):
+        leads, follows = prices if emulators.leader == SELLER else reversed(prices)
+        players = leader._replace(price=leads), follower._replace(price=follows)
+        episodes = evaluate(args, emulators, *players, args.eval_episodes)
         hits, fired, given = np.array([(e["hits"][player], e["fired"][player], e["given"]) for e in episodes]).T
         values = hits / np.maximum(given, 1) * float(HIT_REWARD[player])
         aim["bullet_values"].append(values.mean())
@@ -718,9 +711,9 @@ def best_response_table(args: Args, emulators: Emulators, leader: Policy, follow
         # A buyer trades if the bullet is worth the price to it; a seller asks the buyer's limit or keeps the bullet.
         trade = bool(price < value if replies == BUYER else price > value)
         best = (sold == trade) & ((replies == BUYER) | ~sold | (answers == action))
-        row = {"leader_price": price, "trades": len(sold), "acceptance_rate": sold.mean()}
-        row |= {"best_response_trades": trade, "best_response_rate": best.mean()}
-        table.append(row | {"tie": bool(abs(price - value) <= 2 * error)})
+        row = {"leader_price": price, "trades": len(sold), "tie": bool(abs(price - value) <= 2 * error)}
+        row |= {"acceptance_rate": sold.mean(), "best_response_rate": best.mean(), "best_response_trades": trade}
+        table.append(row)
     return table
 
 
@@ -792,33 +785,15 @@ def make_agents(args: Args) -> dict[str, Agent]:
                 assert finite, f"its {name} has weights that are not finite"
             who_leads = model["who_leads"] if args.stage == "evaluate" else args.leader
             assert who_leads == args.leader, f"in it the {who_leads} leads, and --leader is {args.leader}"
-        except Exception as error:  # torch.load raises whatever a foreign file makes it trip over
+        except Exception as error:
             raise ValueError(f"checkpoint {args.checkpoint!r} does not fit: {error}") from error
     return agents
 
 
-def load_run(args: Args) -> None:
-    """Takes up flags and state of the run to resume. Raises ValueError if there is none, or it has other flags."""
-    try:
-        args.state = torch.load(f"{args.resume}/checkpoint.pt", map_location="cpu", weights_only=True)
-        for flag, value in args.state["args"].items():
-            given, default = getattr(args, flag), Args.__dataclass_fields__[flag].default
-            right = flag == "resume" or given in (value, default)
-            assert right, f"--{flag.replace('_', '-')} is {value!r} in that run, not {given!r}"
-    except Exception as error:  # torch.load raises whatever a foreign file makes it trip over
-        raise ValueError(f"cannot resume {args.resume!r}: {error}") from error
-    vars(args).update(args.state["args"] | {"resume": args.resume})
-
-
 def start_run(args: Args) -> tuple[str, SummaryWriter]:
-    """Makes the run's folder and the writer of its curves, or takes up those of `--resume`; starts Weights and Biases
-    if asked for."""
-    run_path, purge_step = args.resume, None
-    if args.resume is None:
-        run_path = f"{args.run_dir}/{ENV_ID}__{args.exp_name}__{args.seed}__{int(1000 * time.time())}"
-        os.makedirs(run_path)
-    else:
-        purge_step = args.state["global_step"] + 1  # TensorBoard forgets what the resumed run comes to again
+    """Returns the run's folder, a new one or that of `--resume`, and the writer of its curves."""
+    run_path = args.resume or f"{args.run_dir}/{ENV_ID}__{args.exp_name}__{args.seed}__{int(1000 * time.time())}"
+    os.makedirs(run_path, exist_ok=args.resume is not None)
     if args.track:
         import wandb
 
@@ -826,7 +801,8 @@ def start_run(args: Args) -> tuple[str, SummaryWriter]:
         run_name = os.path.basename(os.path.abspath(run_path))
         names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": run_name, "id": run_name}
         wandb.init(**names, dir=args.run_dir, config=asdict(args), sync_tensorboard=True, resume="allow")
-    writer = SummaryWriter(run_path, purge_step=purge_step)
+    # TensorBoard forgets what the resumed run comes to again.
+    writer = SummaryWriter(run_path, purge_step=args.state["global_step"] + 1 if args.state else None)
     flags = "\n".join(f"|{flag}|{value}|" for flag, value in asdict(args).items())
     writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{flags}")
     returns = ["charts/leader_return", "charts/leader_return_greedy", "charts/stackelberg_value"]
@@ -884,8 +860,8 @@ def main(args: Args) -> dict:
     start_time = time.time() - state["seconds"]  # as if there had been no pause
     run_path, writer = start_run(args)
 
-    def log(global_step: int, scalars: dict[str, float]):
-        state["seconds"] = time.time() - start_time
+    def log(scalars: dict[str, float]):
+        global_step, state["seconds"] = state["global_step"], time.time() - start_time
         for tag, scalar in {**scalars, "charts/SPS": int(global_step / state["seconds"])}.items():
             writer.add_scalar(tag, scalar, global_step)
         writer.flush()  # before the state is: a resumed run does not come back to this step
@@ -894,28 +870,25 @@ def main(args: Args) -> dict:
         torch.save(state, f"{run_path}/checkpoint.pt.tmp")
         os.replace(f"{run_path}/checkpoint.pt.tmp", f"{run_path}/checkpoint.pt")
 
+    emulators = Emulators(args)
     gameplay, follower, leader = (Policy(agents[name]) for name in PLAYED)
-    emulators, aiming = Emulators(args), gameplay._replace(greedy=False, random_prices=True)
     leads, follows = (emulators.leader,), (1 - emulators.leader,)
 
-    def train(stage: str, timesteps: int, learners, leader: Policy, follower: Policy, emulators=emulators):
+    def train(stage: str, start: str, timesteps: int, learners, leader: Policy, follower: Policy, emulators=emulators):
+        agents[stage].load_state_dict(agents[start].state_dict())
         learn(args, Stage(stage, timesteps, agents[stage], learners, emulators, leader, follower), state, log)
 
-    # stage 1: the game
     if args.stage in ("gameplay", "all"):
-        more_bullets = Emulators(args, **GAMEPLAY_EPISODES)
-        train("gameplay", args.gameplay_timesteps, (SELLER, BUYER), aiming, aiming, more_bullets)
-    # stage 2: the follower; stage 3: the leader; then the verification, in which the follower learns on
+        aiming, more_bullets = gameplay._replace(greedy=False, random_prices=True), Emulators(args, **GAMEPLAY_EPISODES)
+        train("gameplay", "gameplay", args.gameplay_timesteps, (SELLER, BUYER), aiming, aiming, more_bullets)
     if args.stage in ("trade", "all"):
-        leader_timesteps, learning = args.total_timesteps - args.follower_timesteps, {"greedy": False}
-        for stage in ("follower", "leader"):
-            agents[stage].load_state_dict(agents["gameplay"].state_dict())
-        opponent = gameplay._replace(random_prices=True)
-        train("follower", args.follower_timesteps, follows, opponent, follower._replace(**learning))
-        train("leader", leader_timesteps, leads, leader._replace(**learning), follower)
-        for stage in VERIFICATIONS:
-            agents[stage].load_state_dict(agents["follower"].state_dict())
-            train(stage, args.verification_timesteps, follows, leader, Policy(agents[stage], **learning))
+        opponent, learner = gameplay._replace(random_prices=True), follower._replace(greedy=False)
+        train("follower", "gameplay", args.follower_timesteps, follows, opponent, learner)
+        leader_timesteps, learner = args.total_timesteps - args.follower_timesteps, leader._replace(greedy=False)
+        train("leader", "gameplay", leader_timesteps, leads, learner, follower)
+        for stage in VERIFICATIONS:  # the follower learns on
+            learner = Policy(agents[stage], greedy=False)
+            train(stage, "follower", args.verification_timesteps, follows, leader, learner)
 
     result = {"script": os.path.basename(__file__), "env_id": ENV_ID, "seed": args.seed, "args": asdict(args)}
     if args.stage == "gameplay":

@@ -323,7 +323,8 @@ def fig2(results_dir: Path):
         middle.axhline(ends.loc[ends["leader"] == leader, "stackelberg_value"].mean(), color=RED, linewidth=0.8)
         for player, color in (("seller", GREEN), ("buyer", ORANGE)):
             name = f"{player}_hits_per_shot"
-            fires = [part for stage, part in parts.items() if stage != "leader" or player != leader]
+            # A seller sells its bullets as soon as somebody leads: nothing is left to aim with.
+            fires = [part for stage, part in parts.items() if stage != "leader" or player == "buyer"]
             for part in fires:
                 draw_mean(bottom, part, color, column=name)
         for stage, part in parts.items():

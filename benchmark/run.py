@@ -165,19 +165,17 @@ def execute(run: Run, run_dir: str) -> None:
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
     sys.path[:0] = [str(ROOT), str(ROOT / "ablations")]  # for a task on a cluster, which gets this function alone
     os.makedirs(f"{run_dir}/unfinished", exist_ok=True)
-    module = importlib.import_module(run.script)
     begun = Path(run_dir, "unfinished").glob(f"{run.name}.*/*/checkpoint.pt")
-    for checkpoint in (c for c in begun if (c.parents[1] / "source.sha256").read_text() == digest(run.script)):
-        args, folder = module.Args(resume=str(checkpoint.parent)), checkpoint.parents[1]
-        break
-    else:
-        folder = Path(tempfile.mkdtemp(prefix=f"{run.name}.", dir=f"{run_dir}/unfinished"))
-        args = module.Args(**run.flags, run_dir=str(folder))
+    begun = [file.parent for file in begun if (file.parents[1] / "source.sha256").read_text() == digest(run.script)]
+    folder = begun[0].parent if begun else tempfile.mkdtemp(prefix=f"{run.name}.", dir=f"{run_dir}/unfinished")
+    folder = Path(folder)
     with open(folder / "log.txt", "ab") as log:  # for all output, that of libraries written in C too
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     (folder / "source.sha256").write_text(digest(run.script))
-    module.main(args)
+    module = importlib.import_module(run.script)
+    flags = {"resume": str(begun[0])} if begun else run.flags | {"run_dir": str(folder)}
+    module.main(module.Args(**flags))
     shutil.rmtree(f"{run_dir}/{run.name}", ignore_errors=True)  # it has no result.json, or the same one
     os.rename(folder, f"{run_dir}/{run.name}")
 

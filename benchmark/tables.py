@@ -223,24 +223,6 @@ def fig2_responses() -> str:
     return markdown([*header, "mean", "least", "ties"], rows)
 
 
-def atari_variants() -> str:
-    """The Atari runs with other settings."""
-    rows = []
-    for (name, leader), runs in load("atari_variants_runs").groupby(["setting", "leader"], sort=False):
-        price = "0.75" if leader == "seller" else "0.25"
-        cells = [name, leader, str(len(runs))]
-        cells.append(" ".join(f"{best:.0%}" for best in runs[f"best_response_at_{price}_greedy"]))
-        cells.append(" ".join(number(value) for value in runs["leader_return_greedy"]))
-        for how in ("greedy", "sampled"):
-            for player in ("seller", "buyer"):
-                change = runs[f"{player}_hits_per_shot_{how}"] - runs[f"{player}_hits_per_shot_before_{how}"]
-                cells.append(f"{change.mean():+.3f}")
-        rows.append(cells)
-    header = ["setting", "leader", "seeds", "best responses at 0.75 / 0.25", "leader's return"]
-    header += [f"{who}'s aim, {how}" for how in ("greedy", "sampled") for who in ("seller", "buyer")]
-    return markdown(header, rows)
-
-
 # ------------------------------------------------------------------------------------------------- ablations/README.md
 def ended(rows: pd.DataFrame) -> list[str]:
     """Returns the mean return of greedy and exploring leaders, and in how many seeds both are at least -0.1."""
@@ -367,7 +349,7 @@ TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
         *(methods, misses, fig1, authors, dqn_targets, replay, commitments, clock, pomdp_values, verification),
-        *(fig2, fig2_responses, atari_variants),
+        *(fig2, fig2_responses),
         *(fig3, fig4, fig5, fig6, ppo_qlearning, es_md, theorem2),
     )
 }

@@ -562,7 +562,7 @@ def scalars(folder):
 def test_a_run_of_the_trades_and_what_it_writes(run, tmp_path):
     torch.save({"gameplay": atari.Agent().state_dict()}, tmp_path / "gameplay.pt")
     flags = [*TINY, "--num-envs", 1, "--eval-episodes", 1, "--checkpoint", tmp_path / "gameplay.pt"]
-    steps = ["--follower-timesteps", 100, "--total-timesteps", 1300, "--verification-timesteps", 100]
+    steps = ["--follower-timesteps", 100, "--total-timesteps", 1800, "--verification-timesteps", 100]
     result, folder, printed = run(*flags, *steps, "--save-model")
     assert json.loads((folder / "result.json").read_text()) == json.loads(json.dumps(result))
     assert re.fullmatch(r"space_invaders_trade__stackelberg_ppo_atari_trade__1__\d+", folder.name)
@@ -730,7 +730,7 @@ def results():
 
 def test_the_results_are_the_papers_equilibria(results):
     """0.75 if the seller leads and 0.25 if the buyer does; the follower does not gain by trading otherwise."""
-    assert {(name, row["seed"]) for name, row in results} >= {(name, seed) for name in NAMES for seed in (1, 2, 3)}
+    assert {name for name, _ in results} == set(NAMES)
     for name, row in results:
         assert row["episodes"] >= 100 and row["optimal_leader_price"] == (0.75 if name == "seller" else 0.25)
         assert min(row["share_at_optimum"], row["acceptance_rate"]) >= 0.95

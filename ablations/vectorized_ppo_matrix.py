@@ -30,7 +30,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -183,8 +183,8 @@ def load_games(args: Args) -> dict[str, np.ndarray]:
     for leader, follower in itertools.product(PAYOFFS, PAYOFFS):
         name = leader if leader == follower else f"{leader}-{follower}"
         ordinal[name] = np.stack([PAYOFFS[leader], np.transpose(PAYOFFS[follower])])
-    no_others = args.random_games == 0 and args.payoff_file is None
-    for name in args.games or ["table3"] * no_others:
+    has_others = args.random_games > 0 or args.payoff_file is not None
+    for name in args.games or ([] if has_others else ["table3"]):
         for member in {"table3": PAYOFFS, "ordinal": ordinal}.get(name, [name]):
             if member not in ordinal:
                 raise ValueError(f"no game {member!r}: give table3, ordinal, {', '.join(PAYOFFS)} or two of these, A-B")
@@ -209,40 +209,57 @@ def scale_of(payoffs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 # ------------------------------------------------------------------------------------------------ the exact solution
 # A table is a deterministic memory-1 policy, [5]: the action in each observation. As answers to the queries, the
-# leader's table is the follower's context; TABLES[i] is the table, or context, with index i.
+# leader's table is the follower's context. TABLES[i] has index i, whose binary digits it is.
 TABLES = np.array(list(itertools.product(range(NUM_ACTIONS), repeat=NUM_OBSERVATIONS)))
 PLACES = NUM_ACTIONS ** np.arange(NUM_OBSERVATIONS)[::-1]  # table @ PLACES is its index
 TOLERANCE = 0.05 + 1e-6  # what passes for equal, in mean rewards
 
 
+def index_of(tables: torch.Tensor) -> torch.Tensor:
+    """Returns the indices in TABLES of tables [5, ...] -> [...]."""
+    return sum(actions * place for actions, place in zip(tables, PLACES.tolist(), strict=True))
+
+
+def play(probabilities, rows, tables, uniforms, chance_plays_follower: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Plays an episode in each place of `uniforms`, [num_steps, ...]. One player takes action 1 if the uniform number
+    is below `probabilities.flatten()[rows + observation]`; the other has a table, with its index in `tables`, [...].
+    Returns the observations and the pairs of actions, 2 * leader's + follower's, [num_steps, ...]."""
+    observations, pairs = [torch.full_like(uniforms[0], START, dtype=torch.int64)], []
+    for uniform in uniforms:
+        drawn = uniform < probabilities.take(rows + observations[-1])
+        known = (tables >> (NUM_OBSERVATIONS - 1 - observations[-1])) & 1
+        leader, follower = (known, drawn) if chance_plays_follower else (drawn, known)
+        pairs.append(NUM_ACTIONS * leader + follower)
+        observations.append(1 + pairs[-1])
+    return torch.stack(observations[:-1]), torch.stack(pairs)
+
+
 def returns_of_tables(payoffs: np.ndarray, num_steps: int) -> np.ndarray:
     """Returns both players' mean payoffs [games, player, 32, 32] for every leader's and follower's table. How often a
     pair of actions is played depends on the tables alone."""
-    leader, follower = np.repeat(TABLES, len(TABLES), axis=0), np.tile(TABLES, (len(TABLES), 1))
-    rows, observations = np.arange(len(leader)), np.full(len(leader), START)
-    played = np.zeros((len(leader), NUM_ACTIONS, NUM_ACTIONS))
-    for _ in range(num_steps):
-        actions = leader[rows, observations], follower[rows, observations]
-        played[rows, *actions] += 1 / num_steps
-        observations = 1 + NUM_ACTIONS * actions[0] + actions[1]
-    return np.einsum("nab,gpab->gpn", played, payoffs).reshape(*payoffs.shape[:2], len(TABLES), len(TABLES))
+    table = torch.arange(len(TABLES))
+    halves = torch.full((num_steps, len(TABLES), len(TABLES)), 0.5)  # between a table's probabilities, 0 and 1
+    _, pairs = play(torch.as_tensor(TABLES), NUM_OBSERVATIONS * table[:, None], table, halves, False)
+    played = (one_hot(pairs, NUM_ACTIONS**2).numpy() / num_steps).sum(axis=0)
+    return np.einsum("ijk,gpk->gpij", played, payoffs.reshape(-1, 2, NUM_ACTIONS**2))
 
 
-def solve(returns: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns, for each game, the exact optimum of deterministic memory-1 leaders against stationary followers (32 x 32
-    tables), if the follower breaks ties in the leader's favour (Definition 2) and if it breaks them against it; the
-    leader's best pure Nash equilibrium of the same 32 x 32 tables (-inf if there is none), what it would get without
-    commitment; and the follower's best against each leader, [games, 32]; all as mean payoffs per step."""
+def solve(payoffs: np.ndarray, num_steps: int) -> dict[str, np.ndarray]:
+    """Returns, for each game, as mean payoffs per step: the `returns_of_tables`; their exact optimum for the leader, if
+    the follower breaks ties in its favour (Definition 2) and if it breaks them against it; the leader's best pure Nash
+    equilibrium (-inf if there is none), what it would get without commitment; and the follower's best against each
+    leader, [games, 32]."""
+    returns = returns_of_tables(payoffs, num_steps)
     leader, follower = returns[:, 0], returns[:, 1]
-    best = follower.max(axis=2)
-    is_best = follower >= best[..., None] - 1e-6  # what rounding leaves of a tie
+    is_best = follower >= follower.max(axis=2, keepdims=True) - 1e-6  # what rounding leaves of a tie
     optimistic, pessimistic = np.where(is_best, leader, -np.inf), np.where(is_best, leader, np.inf)
     is_nash = is_best & (leader >= leader.max(axis=1, keepdims=True) - 1e-6)
     return {
         "stackelberg_value": optimistic.max(axis=(1, 2)),
         "stackelberg_value_pessimistic": pessimistic.min(axis=2).max(axis=1),
         "nash_value": np.where(is_nash, leader, -np.inf).max(axis=(1, 2)),
-        "best": best,
+        "best": follower.max(axis=2),
+        "returns": returns,
     }
 
 
@@ -263,33 +280,9 @@ class Adam:
         self.parameters.sub_(self.mean / denominator * (self.learning_rate / (1 - 0.9**self.t)))
 
 
-def initial_logits(*shape: int, device: str) -> torch.Tensor:
-    """Returns logits of action 1 near 0, the differences of two logits with standard deviation 0.01. A difference moves
-    twice as far as either logit: its learning rate is twice that of the paper's two."""
-    return 0.01 * math.sqrt(2) * torch.randn(shape, device=device)
-
-
-# Tables as bits: bit o of BITS[i] is the action of TABLES[i] in observation o.
-BITS = TABLES @ NUM_ACTIONS ** np.arange(NUM_OBSERVATIONS)
-
-
-def play(probabilities, rows, bits, uniforms, chance_plays_follower: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Plays an episode in each place of `uniforms`, [num_steps, ...], between a player that draws its actions and one
-    that has a table.
-
-    The first takes action 1 if the uniform number is below `probabilities.flatten()[rows + observation]`, the second
-    has `bits`, [...]. Returns the observations and the pairs of actions, 2 * leader's + follower's, [num_steps, ...].
-    """
-    pairs = torch.empty(uniforms.shape, dtype=torch.int64, device=uniforms.device)
-    observations = torch.zeros_like(pairs)  # START
-    for t in range(len(uniforms)):
-        drawn = uniforms[t] < probabilities.take(rows + observations[t])
-        known = (bits >> observations[t]) & 1
-        leader, follower = (known, drawn) if chance_plays_follower else (drawn, known)
-        torch.add(follower, leader, alpha=NUM_ACTIONS, out=pairs[t])
-        if t + 1 < len(uniforms):
-            torch.add(pairs[t], 1, out=observations[t + 1])
-    return observations, pairs
+# A run's one logit, of action 1, is the difference of the paper's two, whose standard deviation is 0.01 at first. It
+# moves twice as far as either, so its learning rate is twice theirs.
+LOGIT_STD = 0.01 * math.sqrt(2)
 
 
 # ------------------------------------------------------------------------- follower pre-training (Algorithm 1, phase 1)
@@ -300,12 +293,12 @@ def train_follower(logits, rewards, iterations: int, num_episodes: int, num_step
     `rewards` are the follower's [runs, 4] for each pair of actions; flags: learning_rate, baseline_rate, gamma and
     ent_coef of each run, [runs, 1].
     """
-    num_runs, device, dtype = len(rewards), rewards.device, rewards.dtype
+    num_runs, device = len(rewards), rewards.device
     num_decks = math.ceil(iterations * num_episodes / len(TABLES))
     dealt = torch.rand(num_runs, num_decks, len(TABLES), device=device).argsort(dim=2).flatten(1)
     optimizer = Adam(logits, 2 * flags["learning_rate"], 1e-8)
     baseline = torch.zeros_like(logits)  # of the reward per remaining step, for each context and observation
-    run, bits = torch.arange(num_runs, device=device)[:, None], torch.as_tensor(BITS, device=device)
+    run = torch.arange(num_runs, device=device)[:, None]
     remaining = [torch.ones_like(flags["gamma"])]  # discounted: what a reward of 1 in every step to come would return
     for _ in range(num_steps - 1):
         remaining.insert(0, 1 + flags["gamma"] * remaining[0])
@@ -314,8 +307,8 @@ def train_follower(logits, rewards, iterations: int, num_episodes: int, num_step
         contexts = dealt[:, iteration * num_episodes : (iteration + 1) * num_episodes]
         inputs = TABLES.size * run + NUM_OBSERVATIONS * contexts
         policies = logits.sigmoid()
-        uniforms = torch.rand(num_steps, num_runs, num_episodes, dtype=dtype, device=device)
-        observations, pairs = play(policies, inputs, bits[contexts], uniforms, chance_plays_follower=True)
+        uniforms = torch.rand(num_steps, num_runs, num_episodes, device=device)
+        observations, pairs = play(policies, inputs, contexts, uniforms, chance_plays_follower=True)
         returns = rewards.take(4 * run + pairs)
         for t in reversed(range(num_steps - 1)):
             returns[t] += flags["gamma"] * returns[t + 1]
@@ -324,11 +317,10 @@ def train_follower(logits, rewards, iterations: int, num_episodes: int, num_step
         index = inputs + observations
         advantages = returns - baseline.take(index) * remaining
         scores = advantages * ((pairs & 1) - policies.take(index))
-        score, visits, level = torch.zeros((3, logits.numel()), dtype=dtype, device=device)
-        score.scatter_add_(0, index.flatten(), scores.flatten())
-        visits.scatter_add_(0, index.flatten(), torch.ones_like(returns).flatten())
-        level.scatter_add_(0, index.flatten(), (returns / remaining).flatten())
-        score, visits, level = (x.view_as(logits) for x in (score, visits, level))
+        sums = torch.zeros((3, logits.numel()), device=device)
+        for total, column in zip(sums, (scores, torch.ones_like(scores), returns / remaining), strict=True):
+            total.scatter_add_(0, index.flatten(), column.flatten())
+        score, visits, level = sums.view(3, *logits.shape)
 
         # the entropy's gradient in a logit is -logit p (1 - p)
         ent_coef = flags["ent_coef"] * (1 - iteration / iterations)
@@ -348,10 +340,9 @@ def ppo_epochs(actor: Adam, critic: Adam, statistics: list, ent_coef: torch.Tens
     gains, losses, visits, returns = statistics
     rows = visits.sum(1, keepdim=True)
     clip_coef = flags["clip_coef"][..., None]
-    signs = torch.tensor([-1.0, 1.0], dtype=visits.dtype, device=visits.device)
-    old_logprobs = logsigmoid(signs * actor.parameters[..., None])
+    logits, signs = actor.parameters, actor.parameters.new_tensor([-1.0, 1.0])
+    old_logprobs = logsigmoid(signs * logits[..., None])
     for _ in range(flags["update_epochs"]):
-        logits = actor.parameters
         logprobs = logsigmoid(signs * logits[..., None])
         probs = logprobs.exp()
         ratio = (logprobs - old_logprobs).exp()
@@ -363,75 +354,57 @@ def ppo_epochs(actor: Adam, critic: Adam, statistics: list, ent_coef: torch.Tens
             critic.step(2 * (visits * critic.parameters - returns) / rows)
 
 
-def act_by_action(logits, values, replies, rewards, num_episodes: int, num_steps: int):
+def act_by_action(answers, policies, uniforms, values, replies, rewards):
     """Plays a batch of episodes in which every action is drawn afresh, in queries and in play; returns what PPO's
     epochs need, gains, losses, visits and returns (`ppo_epochs`), and the mean reward per game step, [runs]."""
-    num_runs, device, dtype = len(logits), logits.device, logits.dtype
-    run, policies = torch.arange(num_runs, device=device)[:, None], logits.sigmoid()
-    uniforms = torch.rand(NUM_OBSERVATIONS + num_steps, num_runs, num_episodes, dtype=dtype, device=device)
-    answers = uniforms[:NUM_OBSERVATIONS] < policies.T[..., None]
-    bits = torch.as_tensor(BITS, device=device)[replies.gather(1, index_of(answers))]
-    played, pairs = play(policies, NUM_OBSERVATIONS * run, bits, uniforms[NUM_OBSERVATIONS:], False)
+    run = torch.arange(len(values), device=values.device)[:, None]
+    follower = replies.gather(1, index_of(answers))
+    played, pairs = play(policies, NUM_OBSERVATIONS * run, follower, uniforms, chance_plays_follower=False)
     step_rewards = rewards.take(4 * run + pairs)
+    returns = step_rewards.flip(0).cumsum(0).flip(0)
 
     # all rows of an episode: queries, then game steps
-    rows = torch.empty(uniforms.shape, dtype=torch.int64, device=device)
-    rows[:NUM_OBSERVATIONS] = torch.arange(NUM_OBSERVATIONS, device=device)[:, None, None]
-    rows[NUM_OBSERVATIONS:] = played
-    rows += NUM_OBSERVATIONS * run
-    returns = torch.empty_like(uniforms)
-    torch.cumsum(step_rewards.flip(0), 0, out=returns[:num_steps])
-    returns = returns.flip(0)
-    returns[:NUM_OBSERVATIONS] = returns[NUM_OBSERVATIONS]
+    queries = torch.arange(NUM_OBSERVATIONS, device=values.device)[:, None, None].expand_as(answers)
+    inputs = NUM_OBSERVATIONS * run + torch.cat([queries, played])
+    actions = torch.cat([answers, pairs >= NUM_ACTIONS])
+    returns = torch.cat([returns[:1].expand_as(queries), returns])
     # Undiscounted returns of complete episodes: nothing to bootstrap. The value sees no clock, yet how many steps are
     # left weighs more than any one action, so advantages are centred at each step of the episode.
-    advantages = returns - values.take(rows)
+    advantages = returns - values.take(inputs)
     advantages -= advantages.mean(dim=2, keepdim=True)
-    std = (advantages.square().sum(dim=2).sum(dim=0) / (len(uniforms) * num_episodes - 1)).sqrt()
+    std = (advantages.square().sum(dim=2).sum(dim=0) / (advantages[:, 0].numel() - 1)).sqrt()
     advantages /= std[:, None] + 1e-8
 
-    index = rows.mul_(4)
-    index[:NUM_OBSERVATIONS] += 2 * answers
-    index[NUM_OBSERVATIONS:] += pairs & 2
-    index += advantages > 0
-    sums = torch.zeros((3, 4 * logits.numel()), dtype=dtype, device=device)
+    index = inputs.mul_(4).add_(actions, alpha=2).add_(advantages > 0)  # in place: many runs take much memory
+    sums = torch.zeros((3, 4 * values.numel()), device=values.device)
     for total, column in zip(sums, (advantages, torch.ones_like(returns), returns), strict=True):
         total.scatter_add_(0, index.flatten(), column.flatten())
-    advantages, visits, returns = sums.view(3, num_runs, NUM_OBSERVATIONS, 2, 2)
+    advantages, visits, returns = sums.view(3, -1, NUM_OBSERVATIONS, 2, 2)
     losses, gains = advantages.unbind(-1)
     return gains, losses, visits.sum((2, 3)), returns.sum((2, 3)), step_rewards.mean(dim=2).mean(dim=0)
 
 
-def act_by_table(logits, table_returns, risk_seeking, num_episodes: int):
+def act_by_table(answers, table_returns, risk_seeking):
     """Plays a batch of episodes in which each observation's action is drawn once, in its query, and kept in play. All
     that counts is how often each table was drawn; the answers are the only rows. Returns what PPO's epochs need, gains,
     losses and visits, and the mean reward per game step, [runs]."""
-    num_runs, device, dtype = len(logits), logits.device, logits.dtype
-    run = torch.arange(num_runs, device=device)[:, None]
-    uniforms = torch.rand(NUM_OBSERVATIONS, num_runs, num_episodes, dtype=dtype, device=device)
-    drawn = len(TABLES) * run + index_of((uniforms < logits.sigmoid().T[..., None]).long())
-    counts = torch.zeros(table_returns.numel(), dtype=dtype, device=device)
-    counts = counts.scatter_add_(0, drawn.flatten(), counts.new_ones(drawn.numel())).view_as(table_returns)
+    rows, num_episodes, drawn = answers[:, 0].numel(), answers.shape[2], index_of(answers)
+    counts = torch.zeros_like(table_returns).scatter_add_(1, drawn, table_returns.new_ones(drawn.shape))
 
     def mean(x):  # over episodes
         return (counts * x).sum(1, keepdim=True) / num_episodes
 
-    rows = NUM_OBSERVATIONS * num_episodes
     advantages = table_returns - (batch_return := mean(table_returns))
     advantages *= counts > 0  # of tables that were not drawn, which do not count, the exponential might overflow
     advantages /= (mean(advantages**2) * (rows / max(rows - 1, 1))).sqrt() + 1e-8
     # A rare table that is far better than the others changes little in the mean, and all in the mean of exp(k z).
     weights = (risk_seeking * (advantages - advantages.amax(dim=1, keepdim=True))).exp()
     advantages = counts * torch.where(risk_seeking > 0, weights / mean(weights) - 1, advantages)
-    takes = one_hot(torch.as_tensor(TABLES, device=device)).to(dtype)  # [32, 5, 2]: the action of each table
+    takes = one_hot(torch.as_tensor(TABLES, device=counts.device)).to(advantages.dtype)  # [32, 5, 2]: their actions
     gains, losses = (torch.einsum("ri,ioa->roa", x, takes) for x in (advantages.clamp(min=0), advantages.clamp(max=0)))
+    visits = counts.sum(1, keepdim=True).expand(-1, NUM_OBSERVATIONS)
     # A value, the same for all answers to a query, would be gone with the mean of their returns: there is none.
-    return gains, losses, torch.full_like(logits, num_episodes), None, batch_return[:, 0]
-
-
-def index_of(answers: torch.Tensor) -> torch.Tensor:
-    """Returns the indices in TABLES of answers to the queries, [5, ...] -> [...]."""
-    return sum(answer * place for answer, place in zip(answers, PLACES.tolist(), strict=True))
+    return gains, losses, visits, None, batch_return[:, 0]
 
 
 def train_leader(logits, values, replies, rewards, table_returns, iterations: int, num_steps: int, flags: dict):
@@ -439,18 +412,21 @@ def train_leader(logits, values, replies, rewards, table_returns, iterations: in
     iteration and its mean reward per game step, both [iterations, runs].
 
     `replies`, [runs, 32], are the indices of the followers' tables, `rewards` the leader's [runs, 4] for each pair of
-    actions, `table_returns`, [runs, 32], its mean reward for each of its tables against the follower; `flags` hold
-    explore, num_episodes and update_epochs and, for each run, [runs, 1], learning_rate, adam_eps, clip_coef, ent_coef
-    and risk_seeking.
+    actions, `table_returns`, [runs, 32], its mean reward for each of its tables against the follower; flags: explore,
+    num_episodes, update_epochs and, of each run, [runs, 1], learning_rate, adam_eps, clip_coef, ent_coef, risk_seeking.
     """
-    num_episodes, curves = flags["num_episodes"], ([], [])
     actor = Adam(logits, 2 * flags["learning_rate"], flags["adam_eps"])
     critic = Adam(values, flags["learning_rate"], flags["adam_eps"])
+    rows, curves = NUM_OBSERVATIONS + (num_steps if flags["explore"] == "action" else 0), ([], [])
     for iteration in tqdm(range(iterations), desc="leaders", leave=False, disable=None):
+        policies = logits.sigmoid()
+        uniforms = torch.rand(rows, len(logits), flags["num_episodes"], device=logits.device)
+        answers = uniforms[:NUM_OBSERVATIONS] < policies.T[..., None]
         if flags["explore"] == "table":
-            *statistics, reward = act_by_table(logits, table_returns, flags["risk_seeking"], num_episodes)
+            *statistics, reward = act_by_table(answers, table_returns, flags["risk_seeking"])
         else:
-            *statistics, reward = act_by_action(logits, values, replies, rewards, num_episodes, num_steps)
+            play_uniforms = uniforms[NUM_OBSERVATIONS:]
+            *statistics, reward = act_by_action(answers, policies, play_uniforms, values, replies, rewards)
         ppo_epochs(actor, critic, statistics, flags["ent_coef"] * (1 - iteration / iterations), flags)
         curves[0].append(index_of((logits > 0).T))
         curves[1].append(reward)
@@ -460,50 +436,50 @@ def train_leader(logits, values, replies, rewards, table_returns, iterations: in
 
 
 # -------------------------------------------------------------------------------------------------------- all the runs
-def groups(args: Args, shapes: list[str], flags: list[str]) -> Iterator[list[dict]]:
-    """Yields groups of settings that can be trained side by side: all combinations of the flags for each of shapes."""
-    for shape in itertools.product(*(getattr(args, flag) for flag in shapes)):
-        combinations = itertools.product(*(getattr(args, flag) for flag in flags))
-        yield [dict(zip(shapes + flags, shape + values, strict=True)) for values in combinations]
+def groups(args: Args, shapes: list[str], flags: list[str]) -> Iterable[tuple]:
+    """Returns the groups of settings that can be trained side by side, each after its values of the flags in shapes."""
+    values = [getattr(args, flag) for flag in shapes + flags]
+    return pd.MultiIndex.from_product(values, names=shapes + flags).to_frame(index=False).groupby(shapes, sort=False)
 
 
 def train(args: Args) -> Iterator[tuple]:
-    """Trains everything; yields for each group the settings, the combined steps [iterations], the leader's greedy
-    tables and its exploring return, a mean reward, [iterations, runs], and the follower's replies [runs, 32]. Runs are
-    settings x games x seeds, in this order."""
+    """Trains everything; yields for each group its runs, the combined steps [iterations], the leader's greedy tables
+    and its exploring return, both [iterations, runs], and the follower's replies [runs, 32]. A run is a row:
+    its settings, the number of its game, `game`, and `seed`."""
     centre, scale = scale_of(args.payoffs)
     rewards = (args.payoffs - centre) / scale
     returns, rewards = returns_of_tables(rewards, args.num_steps), rewards.reshape(-1, 2, NUM_ACTIONS**2)
-    games = np.repeat(np.arange(len(rewards)), args.seeds)
+    game, seed = np.indices((len(rewards), args.seeds)).reshape(2, -1)
+    games, length = pd.DataFrame({"game": game, "seed": args.seed + seed}), args.episode_length
 
     def tensor(values) -> torch.Tensor:
-        return torch.as_tensor(values, device=args.device, dtype=torch.get_default_dtype())
+        return torch.as_tensor(np.array(values), device=args.device, dtype=torch.get_default_dtype())
 
-    def per_run(settings: list[dict], flags: list[str]) -> dict[str, torch.Tensor]:
-        values = {flag: np.repeat([setting[flag] for setting in settings], len(games)) for flag in flags}
-        return {flag.removeprefix("follower_"): tensor(x)[:, None] for flag, x in values.items()}
-
-    for followers in groups(args, FOLLOWER_SHAPES, FOLLOWER_FLAGS):
+    for (timesteps, batch_size), followers in groups(args, FOLLOWER_SHAPES, FOLLOWER_FLAGS):
         torch.manual_seed(args.seed)
-        game, flags = np.tile(games, len(followers)), per_run(followers, FOLLOWER_FLAGS)
-        num_episodes = math.ceil(followers[0]["follower_batch_size"] / args.episode_length)
-        iterations = followers[0]["follower_timesteps"] // (num_episodes * args.episode_length)
-        follower_steps = iterations * num_episodes * args.episode_length
-        logits = initial_logits(len(game), TABLES.size, device=args.device)
-        train_follower(logits, tensor(rewards[game, 1]), iterations, num_episodes, args.num_steps, flags)
-        follower = index_of((logits > 0).view(-1, *TABLES.shape).movedim(-1, 0))
+        followers = followers.merge(games, how="cross")
+        flags = {flag.removeprefix("follower_"): tensor(followers[[flag]]) for flag in FOLLOWER_FLAGS}
+        num_episodes = math.ceil(batch_size / length)
+        iterations = timesteps // (num_episodes * length)
+        follower_steps = iterations * num_episodes * length
+        logits = LOGIT_STD * torch.randn(len(followers), TABLES.size, device=args.device)
+        train_follower(logits, tensor(rewards[followers["game"], 1]), iterations, num_episodes, args.num_steps, flags)
+        tables = index_of((logits > 0).view(-1, *TABLES.shape).movedim(-1, 0))
 
-        for leaders in groups(args, LEADER_SHAPES, LEADER_FLAGS):  # all against the same followers
+        for (explore, batch_size, epochs), leaders in groups(args, LEADER_SHAPES, LEADER_FLAGS):  # same followers
             torch.manual_seed(args.seed)
-            settings = [leader | follower for leader in leaders for follower in followers]
-            game, replies = np.tile(games, len(settings)), follower.repeat(len(leaders), 1)
-            against = np.take_along_axis(returns[game, 0], replies.cpu().numpy()[..., None], axis=2)[..., 0]
-            num_episodes = math.ceil(leaders[0]["batch_size"] / args.episode_length)
-            steps = np.arange(follower_steps, args.total_timesteps + 1, num_episodes * args.episode_length)[1:]
-            flags = leaders[0] | per_run(settings, LEADER_FLAGS) | {"num_episodes": num_episodes}
-            logits = initial_logits(len(game), NUM_OBSERVATIONS, device=args.device)
-            inputs = logits, 0.01 * torch.randn_like(logits), replies, tensor(rewards[game, 0]), tensor(against)
-            yield settings, steps, *train_leader(*inputs, len(steps), args.num_steps, flags), replies.cpu().numpy()
+            runs, replies = leaders.merge(followers, how="cross"), tables.repeat(len(leaders), 1)
+            game = runs["game"]
+            against = tensor(returns[game, 0]).gather(2, replies[..., None])[..., 0]
+            num_episodes = math.ceil(batch_size / length)
+            steps = np.arange(follower_steps, args.total_timesteps + 1, num_episodes * length)[1:]
+            flags = {flag: tensor(runs[[flag]]) for flag in LEADER_FLAGS}
+            flags |= {"explore": explore, "num_episodes": num_episodes, "update_epochs": epochs}
+            logits = LOGIT_STD * torch.randn(len(runs), NUM_OBSERVATIONS, device=args.device)
+            inputs = logits, 0.01 * torch.randn_like(logits), replies, tensor(rewards[game, 0]), against
+            greedy, exploring = train_leader(*inputs, len(steps), args.num_steps, flags)
+            exploring = centre[game, 0, 0, 0] + scale[game, 0, 0, 0] * exploring
+            yield runs, steps, greedy, exploring, replies.cpu().numpy()
 
 
 def steps_to_converge(steps: np.ndarray, is_near: np.ndarray) -> np.ndarray:
@@ -512,41 +488,38 @@ def steps_to_converge(steps: np.ndarray, is_near: np.ndarray) -> np.ndarray:
     return np.where(stays.any(axis=0), steps[stays.argmax(axis=0)], np.nan)
 
 
-SHARES = ["at_optimum", "at_optimum_exploring", "follower_allows", "leader_finds", "is_local_optimum"]
-SHARES = [*SHARES, "follower_is_right", "wrong_replies"]
-
-
-def results_of(steps, tables, exploring, replies, returns, optima, tolerance) -> tuple[pd.DataFrame, np.ndarray]:
+def results_of(steps, tables, exploring, replies, exact, tolerance) -> tuple[pd.DataFrame, np.ndarray]:
     """Returns a row for each run, and the greedy leader's curve, [iterations, runs]. A row holds the results under
     their names in result.json, the best that the follower allows, `leader_return_best`, and what tells misses apart.
 
     `tables` and `exploring`, [iterations, runs], are the leader's greedy tables and its return, `replies`, [runs, 32],
-    the follower's tables, `returns`, [runs, 2, 32, 32], and `optima` the exact solution of each run's game,
-    `tolerance`, [player, runs], what passes for equal.
+    the follower's tables, `exact` the solution of each run's game, `tolerance`, [player, runs], what passes for equal.
     """
     run, final = np.arange(len(replies)), tables[-1]
-    leader, follower = np.take_along_axis(returns, replies[:, None, :, None], axis=3)[..., 0].swapaxes(0, 1)
-    greedy, best, regrets = leader[run, tables], leader.max(axis=1), optima["best"] - follower
-    optimum = optima["stackelberg_value"]
+    leader, follower = np.take_along_axis(exact["returns"], replies[:, None, :, None], axis=3)[..., 0].swapaxes(0, 1)
+    greedy, best, regrets = leader[run, tables], leader.max(axis=1), exact["best"] - follower
+    optimum = exact["stackelberg_value"]
     policies = np.array(["".join(map(str, table)) for table in TABLES])
     rows = pd.DataFrame({"leader_policy": policies[final], "follower_policy": policies[replies[run, final]]})
     rows["leader_return"] = exploring[-math.ceil(len(steps) / 10) :].mean(axis=0)
     rows["leader_return_greedy"], rows["leader_return_best"] = greedy[-1], best
     for name in ("stackelberg_value", "stackelberg_value_pessimistic", "nash_value"):
-        rows[name] = optima[name]
+        rows[name] = exact[name]
     rows["leader_regret"], rows["follower_regret"] = optimum - greedy[-1], regrets[run, final]
     rows["follower_regret_all"] = regrets.sum(axis=1)
     rows["steps_to_converge"] = steps_to_converge(steps, abs(greedy - optimum) <= tolerance[0])
     rows["steps_to_converge_exploring"] = steps_to_converge(steps, abs(exploring - optimum) <= tolerance[0])
-    rows["at_optimum"] = abs(rows["leader_regret"]) <= tolerance[0]
-    rows["at_optimum_exploring"] = abs(rows["leader_return"] - optimum) <= tolerance[0]
-    rows["follower_allows"] = abs(best - optimum) <= tolerance[0]
-    rows["leader_finds"] = greedy[-1] >= best - tolerance[0]
     neighbours = leader[run[:, None], final[:, None] ^ PLACES]  # with one answer changed
-    rows["is_local_optimum"] = (neighbours <= greedy[-1][:, None] + 1e-6).all(axis=1)
-    rows["follower_is_right"] = rows["follower_regret"] <= tolerance[1]
-    rows["wrong_replies"] = (regrets > tolerance[1][:, None]).mean(axis=1)
-    return rows.astype(dict.fromkeys(SHARES, float)), greedy
+    shares = {
+        "at_optimum": abs(greedy[-1] - optimum) <= tolerance[0],
+        "at_optimum_exploring": abs(rows["leader_return"] - optimum) <= tolerance[0],
+        "follower_allows": abs(best - optimum) <= tolerance[0],
+        "leader_finds": greedy[-1] >= best - tolerance[0],
+        "is_local_optimum": (neighbours <= greedy[-1][:, None] + 1e-6).all(axis=1),
+        "follower_is_right": rows["follower_regret"] <= tolerance[1],
+        "wrong_replies": (regrets > tolerance[1][:, None]).mean(axis=1),
+    }
+    return rows.join(pd.DataFrame(shares, dtype=float)), greedy
 
 
 # ------------------------------------------------------------------------------------------------------------- the run
@@ -563,9 +536,6 @@ def start_run(args: Args) -> str:
     return f"{args.run_dir}/{run_name}"
 
 
-QUARTILES = (("lower", 0.25), ("upper", 0.75))
-
-
 def write_curves(path: str, steps: np.ndarray, *curves: np.ndarray) -> None:
     """Writes runs' exploring and greedy returns and optima, [iterations, runs], to TensorBoard: mean and quartiles."""
     tags = ["charts/leader_return", "charts/leader_return_greedy", "charts/stackelberg_value"]
@@ -574,7 +544,8 @@ def write_curves(path: str, steps: np.ndarray, *curves: np.ndarray) -> None:
         for tag, curve in zip(tags, curves, strict=True):
             lines = {tag: curve.mean(axis=1)}
             if curve.shape[1] > 1:
-                lines |= {f"{tag}_{name}_quartile": np.quantile(curve, q, axis=1) for name, q in QUARTILES}
+                lower, upper = np.quantile(curve, (0.25, 0.75), axis=1)
+                lines |= {f"{tag}_lower_quartile": lower, f"{tag}_upper_quartile": upper}
             for (name, line), i in itertools.product(lines.items(), range(len(steps))):
                 writer.add_scalar(name, line[i], steps[i])
 
@@ -591,7 +562,7 @@ def finish(runs: pd.DataFrame, varied: list[str], run_path: str) -> None:
     names = "greedy exploring optimum found found_exploring steps steps_exploring".split()
     print(table.set_axis(names, axis=1).to_string(max_rows=200))
     settings = runs.groupby(varied or (lambda _: "all"), sort=False)
-    shares = settings[SHARES].mean().join(settings[steps].median())
+    shares = settings[list(runs.loc[:, "at_optimum":])].mean().join(settings[steps].median())
     print(f"""
 shares of {len(runs):,} runs, and median combined steps
 {shares.round(4).T.to_string()}
@@ -606,32 +577,25 @@ def main(args: Args) -> pd.DataFrame:
     """Trains all runs; returns what it writes to runs.csv."""
     torch.set_num_threads(1)  # a thread pool costs more than it gives with tensors of this size
     run_path, varied = start_run(args), [flag for flag in GRID if len(getattr(args, flag)) > 1]
-    returns = returns_of_tables(args.payoffs, args.num_steps)
-    optima, (centre, scale) = solve(returns), (x[..., 0, 0] for x in scale_of(args.payoffs))
-    games, seeds = np.indices((len(returns), args.seeds)).reshape(2, -1)
-    payoffs = np.array([[" ".join(f"{x:.6g}" for x in player.flat) for player in game] for game in args.payoffs])
+    solution, tolerance = solve(args.payoffs, args.num_steps), TOLERANCE * scale_of(args.payoffs)[1][..., 0, 0]
+    payoffs = [[" ".join(f"{x:.6g}" for x in player.flat) for player in game] for game in args.payoffs]
+    games = pd.DataFrame(payoffs, columns=["leader_payoff", "follower_payoff"])
+    games.insert(0, "env_id", args.env_ids)
     frames, combined_steps, start_time = [], 0, time.time()
-    for settings, steps, tables, exploring, replies in train(args):
-        game, seed = np.tile(games, len(settings)), args.seed + np.tile(seeds, len(settings))
-        exploring = centre[game, 0] + scale[game, 0] * exploring
-        exact = {name: values[game] for name, values in optima.items()}
-        results = steps, tables, exploring, replies, returns[game], exact, TOLERANCE * scale[game].T
-        results, greedy = results_of(*results)
-        labels = {"env_id": np.array(args.env_ids)[game], "leader_payoff": payoffs[game, 0]}
-        labels = pd.DataFrame(labels | {"follower_payoff": payoffs[game, 1], "seed": seed})
-        flags = pd.DataFrame([setting for setting in settings for _ in games])[GRID]
-        frames.append(pd.concat([labels, flags, results], axis=1))
-        combined_steps += steps[-1] * len(game)
+    for runs, steps, tables, exploring, replies in train(args):
+        exact = {name: values[runs["game"]] for name, values in solution.items()}
+        results, greedy = results_of(steps, tables, exploring, replies, exact, tolerance[runs["game"]].T)
+        runs = runs.join(games, on="game").join(results)
+        frames.append(runs[[*games, "seed", *GRID, *results]])
+        combined_steps += steps[-1] * len(runs)
 
-        for i, setting in enumerate(settings):
-            path = f"{run_path}/{'__'.join(f'{flag}-{setting[flag]}' for flag in varied) or 'all'}"
-            members = range(i * len(games), (i + 1) * len(games))
-            lines = {path: members}
-            if args.curves == "runs":
-                lines |= {f"{path}/{args.env_ids[game[run]]}__{seed[run]}": [run] for run in members}
-            for path, runs in lines.items():
-                optimum = np.broadcast_to(exact["stackelberg_value"], exploring.shape)[:, runs]
-                write_curves(path, steps, exploring[:, runs], greedy[:, runs], optimum)
+        curves = np.stack([exploring, greedy, np.broadcast_to(exact["stackelberg_value"], exploring.shape)])
+        settings = ["__".join(f"{flag}-{run[flag]}" for flag in varied) or "all" for run in runs.to_dict("records")]
+        folders = pd.Series(settings)
+        if args.curves == "runs":
+            folders = pd.concat([folders, folders + "/" + runs["env_id"] + "__" + runs["seed"].astype(str)])
+        for folder, members in folders.groupby(folders).groups.items():
+            write_curves(f"{run_path}/{folder}", steps, *curves[:, :, members])
     seconds = time.time() - start_time
     runs = pd.concat(frames, ignore_index=True).replace(-math.inf, math.nan)  # of games without a pure equilibrium
     finish(runs, varied, run_path)

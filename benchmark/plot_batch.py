@@ -245,7 +245,7 @@ def throughput(results_dir: Path):
         ax.text(1, times * script, f" {times} x", va="bottom", fontsize=7, color=GREY)
     ax.set(xscale="log", yscale="log", xlabel="runs in the batch", ylabel="combined steps per second, one core")
     entries = [(name, {"color": color, "linestyle": line}) for name, color, line in lines.values()]
-    plot.legend_above(figure, [*entries, ("stackelberg_ppo_matrix.py, one run", {"color": ORANGE})], 3)
+    plot.legend_above(figure, [*entries, ("stackelberg_ppo_matrix.py, one run", {"color": ORANGE})], 2)
     return figure
 
 

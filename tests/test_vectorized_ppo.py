@@ -198,7 +198,7 @@ def test_games():
 def test_the_exact_solution_is_the_main_scripts():
     games = script.load_games(script.Args(games=("ordinal",), random_games=5))
     payoffs = np.stack(list(games.values()))
-    optima = script.solve(script.returns_of_tables(payoffs, 10))
+    optima = script.solve(payoffs, 10)
     names = list(games)
     for i in range(0, len(names), 7):
         game = ppo.MatrixGame(*payoffs[i].reshape(2, 4))

@@ -603,7 +603,8 @@ def update(args: Args, stage: Stage, optimizer: torch.optim.Adam, seeds: np.ndar
     num_minibatches = math.ceil(len(game) / args.minibatch_size)  # of equal size, so that none is a single row
     for _ in range(args.update_epochs):
         for index in game[torch.randperm(len(game), generator=generator)].tensor_split(num_minibatches):
-            minibatch = Transition(*(column.index_select(0, torch.cat([index, trades])).to(device) for column in rows))
+            index = torch.cat([index, trades])
+            minibatch = Transition(*(column.index_select(0, index).to(device) for column in rows))
             loss, losses = ppo_loss(args, stage, minibatch, left, group["kl_coef"])
             if not loss.isfinite():
                 flag = "--gameplay-learning-rate" if stage.name == "gameplay" else "--learning-rate"

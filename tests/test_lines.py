@@ -17,7 +17,7 @@ LIMITS = {
     "stackelberg_ppo_matrix": 535,
     "stackelberg_pg_matrix": 535,
     "stackelberg_dqn_matrix": 570,
-    "stackelberg_ppo_atari_trade": 917,
+    "stackelberg_ppo_atari_trade": 918,
     "theorem2_divergence": 480,
     "replay_follower_matrix": 540,
     "hidden_queries": 430,

@@ -230,13 +230,13 @@ def load_env(env_file: str) -> ParallelEnv:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         env = getattr(module, function)()
-        parallel_api_test(env, num_cycles=100)
         agents = env.possible_agents
         assert len(agents) == 2, f"it has {len(agents)} agents; two are needed, the leader and the follower"
         for agent in agents:
             for space in (env.observation_space(agent), env.action_space(agent)):
                 fits = isinstance(space, gym.spaces.Discrete) and space.start == 0
                 assert fits, f"{agent} has the space {space}; Discrete(n) is needed for observations and actions"
+        parallel_api_test(env, num_cycles=100)
         env.reset(seed=0)
         while env.agents:
             assert len(env.agents) == 2, "an agent leaves early; both must stay until the end"
@@ -713,9 +713,8 @@ def main(args: Args) -> dict:
         return sum(t.rewards[0] for t in episode)
 
     def real_returns(tables: torch.Tensor) -> torch.Tensor:
-        replies = follower.replies(tables).tolist()
-        pairs = zip(tables.numpy(), replies, strict=True)
-        return torch.tensor([real_episode(table, lambda s, _: answers[s[1]]) for table, answers in pairs])
+        pairs = zip(tables.numpy(), follower.replies(tables).tolist(), strict=True)
+        return torch.tensor([real_episode(table, lambda s, _, own=own: own[s[1]]) for table, own in pairs])
 
     def imagined_returns(tables: torch.Tensor) -> torch.Tensor:
         keys = [tuple(table) for table in tables.tolist()]

@@ -1,0 +1,302 @@
+"""The follower that learns in hindsight: exact plans, exact imagined episodes, and any small game."""
+
+import itertools
+import re
+from pathlib import Path
+
+import exact_stackelberg as exact
+import hindsight_follower as script
+import numpy as np
+import pytest
+import torch
+from conftest import parse
+from test_exact_stackelberg import all_leaders, best_replies
+from test_shared_blocks import blocks_of
+
+ROOT = Path(__file__).parent.parent
+QUICK = ("--rounds", 5, "--leader-updates", 30)
+
+
+@pytest.fixture
+def run(tmp_path, capsys):
+    """Runs the script in this process with flags as on a command line: returns its result and what it printed."""
+
+    def run(*flags):
+        result = script.main(parse(script, "--run-dir", tmp_path / "runs", *flags))
+        return result, capsys.readouterr().out
+
+    return run
+
+
+def matrix_game(payoffs, num_steps=10):
+    return script.Game(script.MatrixGame(np.asarray(payoffs, dtype=float), num_steps), "leader")
+
+
+def test_the_solver_is_that_of_exact_stackelberg():
+    own, other = (blocks_of((ROOT / f"ablations/{name}.py").read_text()) for name in (script.__name__, exact.__name__))
+    for block in ("PAYOFFS", "payoffs_of", "Solution", "frontier", "discounted", "solve", "tables"):
+        assert own[block].strip() == other[block].strip(), block
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (2, 3), (3, 2)])
+def test_planning_on_the_true_model_is_exact(shape):
+    payoffs, leaders = np.random.default_rng(1).random((2, *shape)), all_leaders(*shape)
+    game = matrix_game(payoffs)
+    model = script.complete_model(game)
+    q_values = script.follower_values(model, torch.tensor(leaders), 0.9) * model.scale[1]
+    expected, following = best_replies(payoffs, leaders)
+    np.testing.assert_allclose(q_values, expected, atol=2e-3)
+
+    # imagined episodes are real ones
+    replies = q_values.argmax(-1)
+    imagined = script.imagine(model, torch.tensor(leaders), replies).numpy() * model.scale[:, None]
+    for i in range(0, len(leaders), 7):
+        episode = game.play(leaders[i], lambda s, _, i=i: replies[i, s[1]], 0)
+        assert len(episode) == 10
+        np.testing.assert_allclose(imagined[:, i], np.sum([t.rewards for t in episode], axis=0), atol=1e-4)
+        assert all(following[i, t.state[0], t.actions[1]] == t.next_state[0] for t in episode)
+
+
+def test_what_was_seen_is_all_that_the_model_knows():
+    """Means of rewards and shares of next states, by how often they were seen; the end and what was never tried."""
+    game = matrix_game(np.zeros((2, 2, 2)))
+    step = script.Transition(0, (0, 0), (1, 0), (2.0, 4.0), (3, 3), False)
+    steps = [step, step, step._replace(next_state=(4, 4), rewards=(5.0, -5.0)), step._replace(terminated=True)]
+    model = script.make_model(game, [*steps, step._replace(t=1, state=(3, 3), rewards=(-1.0, 1.0), terminated=True)])
+    assert model.scale.tolist() == [6, 9] and model.horizon == 2
+    states = [(0, 0), (3, 3), (4, 4)]
+    assert model.leader_observation.tolist() == [s for s, _ in states] and model.start.tolist() == [1, 0, 0, 0]
+    np.testing.assert_allclose(model.rewards[:, 0, 1, 0] * torch.tensor(model.scale), [11 / 4, 7 / 4], atol=1e-6)
+    after = dict(zip(model.next_state[0, 1, 0].tolist(), model.probability[0, 1, 0].tolist(), strict=True))
+    assert after == {1: 0.5, 2: 0.25, 3: 0.25}
+    assert model.tried[0].tolist() == [[0, 0], [4, 0]]
+    np.testing.assert_allclose(model.rewards[:, 0, 0, 0] * torch.tensor(model.scale), [-1, -5], atol=1e-6)
+
+    table = torch.tensor([[1, 0, 0, 1, 0]])
+    q_values = script.follower_values(model, table, 0.9)[0] * model.scale[1]
+    # only the leader that answers 1 at the start and in observation 3 can have brought these transitions
+    nothing_known = -5 / (1 - 0.9)
+    assert q_values[3, 0] == pytest.approx(1.0) and q_values[0, 1] == -np.inf
+    assert q_values[0, 0] == pytest.approx(7 / 4 + 0.9 * (0.5 * 1.0 + 0.25 * nothing_known), rel=1e-4)
+
+
+def test_relabelled_contexts_give_the_answer_that_was_seen(monkeypatch):
+    args = parse(script, "--follower", "network", "--follower-updates", 20)
+    game = script.Game(args.env, "leader")
+    experience, follower = script.Experience(game), script.Follower(game, args)
+    rng, seen = np.random.default_rng(0), []
+    for k in range(4):
+        table, reply = experience.least_tried(rng)
+        experience.add(game.play(table, reply, k), table)
+    forward = script.FollowerNetwork.forward
+
+    def spy(self, context, observation):
+        seen.append((context.clone(), observation.clone()))
+        return forward(self, context, observation)
+
+    monkeypatch.setattr(script.FollowerNetwork, "forward", spy)
+    near = torch.ones(3, 5, dtype=torch.long)
+    follower.learn(experience, script.make_model(game, experience.transitions), near)
+    answered = {(t.state[0], t.actions[0]) for t in experience.transitions}
+    contexts, observations = map(torch.cat, zip(*seen[2::3], strict=True))
+    rows = torch.arange(len(contexts))
+    pairs = set(zip(observations.tolist(), contexts[rows, observations].tolist(), strict=True))
+    assert pairs == answered  # of what was seen, all, and nothing else
+    # elsewhere every second context is near the leader, and the others are uniform
+    contexts[rows, observations] = -1
+    assert (contexts[0::2] != 0).all()
+    others = contexts[1::2][contexts[1::2] >= 0].float()
+    assert abs(others.mean() - 0.5) < 4 * 0.5 / len(others) ** 0.5
+
+
+@pytest.mark.parametrize("flags", [("--env-id", "prisoners_dilemma"), ("--env-id", "chicken"), ("--random-game", 3, 4)])
+def test_it_finds_the_optimum_after_few_steps(run, flags):
+    result, printed = run(*flags, *QUICK)
+    assert result["leader_return_greedy"] == pytest.approx(result["stackelberg_value"], abs=1e-4)
+    assert result["follower_regret"] == pytest.approx(0, abs=1e-4) and abs(result["verification_gain"]) < 1e-6
+    assert result["steps_to_converge"] <= (210 if flags[0] == "--env-id" else 900)
+    assert len(result["leader_policy"]) == (5 if flags[0] == "--env-id" else 10)
+    assert result["triples_tried"] == (20 if flags[0] == "--env-id" else 90)
+    assert f"optimum            {result['stackelberg_value']:.3f}" in printed
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--follower", "network", "--leader-updates", 15),
+        ("--leader", "solver"),
+        ("--no-imagination", "--total-timesteps", 12_000, "--batch-size", 20),
+    ],
+)
+def test_network_solver_and_real_episodes_find_the_optimum_too(run, flags):
+    result, _ = run(*QUICK, *flags)
+    assert result["leader_return_greedy"] == pytest.approx(-0.9, abs=0.05)
+    assert result["follower_regret"] <= 0.05
+
+
+def test_the_same_seed_gives_the_same_result(run):
+    first, second = (run(*QUICK, "--seed", 5)[0] for _ in range(2))
+    for name in ("wall_seconds", "steps_per_second", "args"):
+        del first[name], second[name]
+    assert first == second
+
+
+# ------------------------------------------------------------------------------------------------------- other games
+OWN_GAMES = """
+import gymnasium as gym
+from pettingzoo import ParallelEnv
+
+
+class Own(ParallelEnv):
+    metadata = {"name": "own"}
+    possible_agents = ["leader", "follower"]
+    sizes = {"leader": (2, 2), "follower": (2, 2)}  # observations, actions
+
+    def observation_space(self, agent):
+        return gym.spaces.Discrete(self.sizes[agent][0])
+
+    def action_space(self, agent):
+        return gym.spaces.Discrete(self.sizes[agent][1])
+
+    def reset(self, seed=None, options=None):
+        if seed is not None:
+            self.rng = gym.utils.seeding.np_random(seed)[0]
+        self.agents = self.possible_agents[:]
+        self.begin()
+        return self.see(), {agent: {} for agent in self.agents}
+
+    def step(self, actions):
+        agents, (rewards, done) = self.agents, self.play(actions["leader"], actions["follower"])
+        self.agents = [] if done else agents
+        rest = [dict.fromkeys(agents, done), dict.fromkeys(agents, False), {agent: {} for agent in agents}]
+        return self.see(), dict(zip(agents, rewards)), *rest
+
+
+LEADER = [[[2, 4], [1, 3]], [[0, 3], [1, 2]]]  # for each weather
+FOLLOWER = [[[1, 0], [0, 1]], [[0, 1], [2, 0]]]
+
+
+class Weather(Own):  # chance moves: the weather, and a coin in the rewards
+    seen_by = ("leader", "follower")
+
+    def begin(self):
+        self.weather = int(self.rng.random() < 0.4)
+
+    def see(self):
+        return {agent: self.weather if agent in self.seen_by else 0 for agent in self.possible_agents}
+
+    def play(self, a, b):
+        coin = self.rng.choice([-0.5, 0.5])
+        return (LEADER[self.weather][a][b] + coin, FOLLOWER[self.weather][a][b] - coin), True
+
+
+class Hidden(Weather):  # the follower knows the weather, the leader does not
+    seen_by = ("follower",)
+    sizes = {"leader": (1, 2), "follower": (2, 2)}
+
+
+class Entry(Own):  # the follower stays out, enters or enters big; the leader, who moves second, yields or fights
+    sizes = {"leader": (3, 2), "follower": (3, 3)}
+
+    def begin(self):
+        self.entered = 0
+
+    def see(self):
+        return dict.fromkeys(self.possible_agents, self.entered)
+
+    def play(self, a, b):
+        if self.entered == 0:
+            self.entered = b
+            return ((2, 0) if b == 0 else (0, 0)), b == 0
+        return (((1, 1), (-1, -1)), ((0, 2), (-2, -3)))[self.entered - 1][a], True
+"""
+
+
+@pytest.fixture
+def own_games(tmp_path):
+    path = tmp_path / "games.py"
+    path.write_text(OWN_GAMES)
+    return path
+
+
+def optimum(name, games):
+    """By enumeration of the leader's tables, and of the follower's replies in each weather."""
+    scope = {}
+    exec(games.read_text(), scope)
+    chance, leader, follower = np.array([0.6, 0.4]), np.array(scope["LEADER"]), np.array(scope["FOLLOWER"])
+    tables = itertools.product(range(2), repeat=2) if name == "Weather" else [(0, 0), (1, 1)]
+    return max(sum(chance[w] * leader[w, a, follower[w, a].argmax()] for w, a in enumerate(x)) for x in tables)
+
+
+@pytest.mark.parametrize("name", ["Weather", "Hidden"])
+def test_a_game_with_chance_moves_and_one_with_different_observations(run, own_games, name):
+    flags = ("--total-timesteps", 2_000, "--eval-episodes", 200)
+    result, printed = run("--env-file", f"{own_games}:{name}", *flags, *QUICK)
+    expected = optimum(name, own_games)
+    assert result["leader_return_greedy"] == pytest.approx(expected, abs=4 * 1.2 / 200**0.5)
+    assert result["stackelberg_value"] is None and "not known" in printed and "lower bound" in printed
+    assert len(result["leader_policy"]) == (2 if name == "Weather" else 1) and result["env_id"] == name
+    policy, scope = result["leader_policy"], {}
+    exec(own_games.read_text(), scope)
+    for weather in range(2):
+        a = policy[weather if name == "Weather" else 0]
+        assert result["follower_policy"][weather] == np.argmax(scope["FOLLOWER"][weather][a])
+
+
+def test_a_game_with_different_numbers_of_actions_and_an_end(run, own_games):
+    """By hand: if the leader fights, the follower stays out, 2 for the leader; if it yields, it gets 1 or 0."""
+    result, _ = run("--env-file", f"{own_games}:Entry", "--total-timesteps", 400, *QUICK)
+    assert result["leader_return_greedy"] == 2 and result["leader_policy"][1:] == [1, 1]
+    assert result["follower_policy"][0] == 0 and result["follower_regret"] == pytest.approx(0, abs=1e-5)
+
+
+def test_the_other_agent_may_lead(run, own_games):
+    flags = ("--env-file", f"{own_games}:Entry", "--leader-agent", "follower", "--total-timesteps", 400)
+    result, _ = run(*flags, *QUICK)
+    assert result["leader_return_greedy"] == 2 and result["leader_policy"][0] == 2  # it enters big, the other yields
+
+
+WRONG = """
+class Continuous(Weather):
+    def action_space(self, agent):
+        return gym.spaces.Box(0.0, 1.0, (1,))
+
+class Three(Weather):
+    possible_agents = ["leader", "follower", "judge"]
+    sizes = {agent: (2, 2) for agent in possible_agents}
+
+class Leaves(Weather):
+    def step(self, actions):
+        observations, rewards, terminations, truncations, infos = super().step(actions)
+        if len(actions) == 2:
+            self.agents, terminations["leader"] = ["leader"], False
+        return observations, rewards, terminations, truncations, infos
+
+def broken():
+    raise RuntimeError("no such luck")
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--env-file", "{games}:Continuous"), "Discrete"),
+        (("--env-file", "{games}:Three"), "3 agents"),
+        (("--env-file", "{games}:broken"), "no such luck"),
+        (("--env-file", "{games}:nothing"), "nothing"),
+        (("--env-file", "none.py:make"), "none.py"),
+        (("--env-file", "{games}:Weather", "--leader", "solver"), "matrix games"),
+        (("--env-file", "{games}:Weather", "--leader-agent", "judge"), "judge"),
+        (("--env-id", "go"), "no game 'go'"),
+        (("--leader-payoff", 1, 2, 3), "as many"),
+        (("--no-hindsight",), "--follower network"),
+        (("--gamma", 1), "--gamma"),
+        (("--rounds", 0), "--rounds"),
+    ],
+)
+def test_what_does_not_fit_ends_with_a_message(own_games, capsys, tmp_path, flags, message):
+    own_games.write_text(OWN_GAMES + WRONG)
+    with pytest.raises(SystemExit) as stop:
+        parse(script, "--run-dir", tmp_path / "runs", *[str(flag).format(games=own_games) for flag in flags])
+    assert stop.value.code == 2 and not (tmp_path / "runs").exists()
+    assert message in re.sub(r"\s+", " ", capsys.readouterr().err.replace("│", ""))

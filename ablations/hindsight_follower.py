@@ -742,7 +742,7 @@ def main(args: Args) -> dict:
     explored = total if args.imagination else total // 2
     for k in tqdm(range(1, args.rounds + 1), desc="rounds", leave=False, disable=None):
         while steps < explored * k / args.rounds:
-            if news or not args.imagination:
+            if news or k == 1 or not args.imagination:
                 real_episode(*experience.least_tried(rng))
             else:  # where nothing new is found, the leader as it is, to know it better
                 real_returns(champions[:1])

@@ -35,7 +35,8 @@ def matrix_game(payoffs, num_steps=10):
 def test_the_solver_is_that_of_exact_stackelberg():
     own, other = (blocks_of((ROOT / f"ablations/{name}.py").read_text()) for name in (script.__name__, exact.__name__))
     for block in ("PAYOFFS", "payoffs_of", "Solution", "frontier", "discounted", "solve", "tables"):
-        assert own[block].strip() == other[block].strip(), block
+        texts = [re.sub(r"^# -+.*\n", "", blocks[block].strip()).strip() for blocks in (own, other)]
+        assert texts[0] == texts[1], block
 
 
 @pytest.mark.parametrize("shape", [(2, 2), (2, 3), (3, 2)])
@@ -143,6 +144,8 @@ def test_the_same_seed_gives_the_same_result(run):
 
 # ------------------------------------------------------------------------------------------------------- other games
 OWN_GAMES = """
+from functools import cache
+
 import gymnasium as gym
 from pettingzoo import ParallelEnv
 
@@ -152,9 +155,11 @@ class Own(ParallelEnv):
     possible_agents = ["leader", "follower"]
     sizes = {"leader": (2, 2), "follower": (2, 2)}  # observations, actions
 
+    @cache
     def observation_space(self, agent):
         return gym.spaces.Discrete(self.sizes[agent][0])
 
+    @cache
     def action_space(self, agent):
         return gym.spaces.Discrete(self.sizes[agent][1])
 

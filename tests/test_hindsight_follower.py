@@ -198,22 +198,6 @@ class Weather(Own):  # chance moves: the weather, and a coin in the rewards
 class Hidden(Weather):  # the follower knows the weather, the leader does not
     seen_by = ("follower",)
     sizes = {"leader": (1, 2), "follower": (2, 2)}
-
-
-class Entry(Own):  # the follower stays out, enters or enters big; the leader, who moves second, yields or fights
-    sizes = {"leader": (3, 2), "follower": (3, 3)}
-
-    def begin(self):
-        self.entered = 0
-
-    def see(self):
-        return dict.fromkeys(self.possible_agents, self.entered)
-
-    def play(self, a, b):
-        if self.entered == 0:
-            self.entered = b
-            return ((2, 0) if b == 0 else (0, 0)), b == 0
-        return (((1, 1), (-1, -1)), ((0, 2), (-2, -3)))[self.entered - 1][a], True
 """
 
 
@@ -248,17 +232,20 @@ def test_a_game_with_chance_moves_and_one_with_different_observations(run, own_g
         assert result["follower_policy"][weather] == np.argmax(scope["FOLLOWER"][weather][a])
 
 
-def test_a_game_with_different_numbers_of_actions_and_an_end(run, own_games):
-    """By hand: if the leader fights, the follower stays out, 2 for the leader; if it yields, it gets 1 or 0."""
-    result, _ = run("--env-file", f"{own_games}:Entry", "--total-timesteps", 400, *QUICK)
+def test_the_readmes_game(run, tmp_path):
+    """By hand: if the incumbent fights, the entrant stays out, 2 for the incumbent; if it yields, it gets 1 or 0."""
+    readme = (ROOT / "README.md").read_text()
+    code = re.search(r"## Any game.*?```python\n(.*?)```", readme, re.DOTALL).group(1)
+    (tmp_path / "entry.py").write_text(code)
+    assert code.count("\n") <= 34
+    flags = ("--env-file", f"{tmp_path}/entry.py:Entry", *QUICK)
+    result, printed = run(*flags)
     assert result["leader_return_greedy"] == 2 and result["leader_policy"][1:] == [1, 1]
-    assert result["follower_policy"][0] == 0 and result["follower_regret"] == pytest.approx(0, abs=1e-5)
-
-
-def test_the_other_agent_may_lead(run, own_games):
-    flags = ("--env-file", f"{own_games}:Entry", "--leader-agent", "follower", "--total-timesteps", 400)
-    result, _ = run(*flags, *QUICK)
-    assert result["leader_return_greedy"] == 2 and result["leader_policy"][0] == 2  # it enters big, the other yields
+    assert result["follower_policy"][0] == 0 and "not known" in printed
+    assert result["follower_regret"] == pytest.approx(0, abs=1e-5)
+    # the entrant leads: it enters big, and the incumbent yields
+    result, _ = run(*flags, "--leader-agent", "entrant")
+    assert result["leader_return_greedy"] == 2 and result["leader_policy"][0] == 2
 
 
 WRONG = """

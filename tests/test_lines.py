@@ -28,6 +28,7 @@ LIMITS = {
     "es_md_matrix": 430,
     "vectorized_ppo_matrix": 607,
     "exact_stackelberg": 250,
+    "hindsight_follower": 830,
 }
 HEAD = {"inline script metadata", "docstring", "imports"}
 RUN = {"main", "__main__"}

@@ -53,13 +53,13 @@ def test_commands_are_understood(name):
     assert commands or name == "tests/README.md"
     for script, flags, inline, inline_flags in commands:
         module, flags = importlib.import_module(script or inline), re.split(r"\(|&&", flags + inline_flags)[0].split()
-        placeholder = {"runs/RUN/model.pt", "runs/benchmark/quick", "slurm"} & {*flags}
+        placeholder = {"runs/RUN/model.pt", "runs/benchmark/quick", "slurm", "entry.py:Entry"} & {*flags}
         if not placeholder and hasattr(module, "Args"):
             tyro.cli(module.Args, args=flags)
 
 
 def test_the_readme_is_short():
-    assert TEXTS["README.md"].count("\n") <= 180
+    assert TEXTS["README.md"].count("\n") <= 220
 
 
 def test_claims_of_an_optimum_name_its_class():

@@ -36,7 +36,6 @@ ties there may be better leaders, whose follower replies differently to the same
 
 import itertools
 import math
-from bisect import bisect_left
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -134,17 +133,7 @@ def frontier(payoffs: np.ndarray):
             corners.pop()  # it lies below the line between its neighbours
         corners.append((follower, leader))
     means, values = zip(*reversed(corners), strict=True)
-
-    def most(mean: float) -> float:
-        if mean <= means[0]:
-            return values[0]
-        if mean > means[-1] + TOLERANCE:
-            return -math.inf
-        i = min(bisect_left(means, mean), len(means) - 1)
-        share = (mean - means[i - 1]) / (means[i] - means[i - 1])
-        return values[i - 1] + share * (values[i] - values[i - 1])
-
-    return most
+    return lambda mean: np.interp(mean, means, values) if mean <= means[-1] + TOLERANCE else -math.inf
 
 
 def discounted(payoff: list[list[float]], path: list[tuple[int, int]], cycle: int, gamma: float) -> list[float]:

@@ -26,7 +26,6 @@ import json
 import math
 import os
 import time
-from bisect import bisect_left
 from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Literal, NamedTuple
@@ -475,8 +474,8 @@ class Follower:
 def train_leaders(game: Game, args: Args, num_leaders: int, updates: int, returns_of, log=lambda *_: None):
     """Policy gradient of leaders side by side, from random ones; each tries whole tables, and one table is one episode.
 
-    `returns_of` tables [n, observations] -> [n]. Returns the best table that each leader tried, [num_leaders,
-    observations], and the last batch. The weights are those of the gradient of log E[exp(risk_seeking * return)].
+    `returns_of` tables [n, observations] -> [n]. Returns the best table that each leader tried and its greedy one, both
+    [num_leaders, observations], and the last batch, [n, observations]. The weights are those of the gradient of log E[exp(risk_seeking * return)].
     """
     logits = nn.Parameter(0.01 * torch.randn(num_leaders, game.num_observations[0], game.num_actions[0]))
     optimizer = torch.optim.Adam([logits], lr=args.learning_rate, eps=1e-3)
@@ -500,8 +499,8 @@ def train_leaders(game: Game, args: Args, num_leaders: int, updates: int, return
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        log(logits.detach().argmax(-1), returns.mean().item())
-    return best, tables.flatten(0, 1)
+        log(logits.argmax(-1), returns.mean().item())
+    return best, logits.argmax(-1), tables.flatten(0, 1)
 
 
 # --------------------------------------------------------------------------------------- the exact solution, proved
@@ -535,17 +534,7 @@ def frontier(payoffs: np.ndarray):
             corners.pop()  # it lies below the line between its neighbours
         corners.append((follower, leader))
     means, values = zip(*reversed(corners), strict=True)
-
-    def most(mean: float) -> float:
-        if mean <= means[0]:
-            return values[0]
-        if mean > means[-1] + TOLERANCE:
-            return -math.inf
-        i = min(bisect_left(means, mean), len(means) - 1)
-        share = (mean - means[i - 1]) / (means[i] - means[i - 1])
-        return values[i - 1] + share * (values[i] - values[i - 1])
-
-    return most
+    return lambda mean: np.interp(mean, means, values) if mean <= means[-1] + TOLERANCE else -math.inf
 
 
 def discounted(payoff: list[list[float]], path: list[tuple[int, int]], cycle: int, gamma: float) -> list[float]:
@@ -757,15 +746,14 @@ def main(args: Args) -> dict:
                 payoffs = (model.rewards * model.tried).sum(1) / model.tried.sum(0).clamp(min=1)
                 best = near = torch.tensor([solve(payoffs.double().numpy(), args.gamma, args.num_steps).leader_table])
             else:
-                best, near = train_leaders(game, args, args.num_leaders, args.leader_updates, imagined_returns)
+                best, _, near = train_leaders(game, args, args.num_leaders, args.leader_updates, imagined_returns)
             candidates = torch.cat([champions, best])
             order = imagined_returns(candidates).argsort(descending=True, stable=True)
             champions = candidates[order][: args.num_leaders]
             log(champions[0], imagined_returns(near).mean().item() / unit, td_loss)
     if not args.imagination:
         updates = (total - steps) // (args.batch_size * (game.num_observations[0] + model.horizon))
-        _, near = train_leaders(game, args, 1, updates, real_returns, lambda t, mean: log(t[0], mean / unit))
-        champions = near.mode(dim=0).values[None]
+        _, champions, _ = train_leaders(game, args, 1, updates, real_returns, lambda t, mean: log(t[0], mean / unit))
 
     # the follower learns on against the final leader
     table = champions[0]

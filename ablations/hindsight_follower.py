@@ -475,7 +475,8 @@ def train_leaders(game: Game, args: Args, num_leaders: int, updates: int, return
     """Policy gradient of leaders side by side, from random ones; each tries whole tables, and one table is one episode.
 
     `returns_of` tables [n, observations] -> [n]. Returns the best table that each leader tried and its greedy one, both
-    [num_leaders, observations], and the last batch, [n, observations]. The weights are those of the gradient of log E[exp(risk_seeking * return)].
+    [num_leaders, observations], and the last batch, [n, observations]. A table's weight is that of the gradient of
+    log E[exp(risk_seeking * return)].
     """
     logits = nn.Parameter(0.01 * torch.randn(num_leaders, game.num_observations[0], game.num_actions[0]))
     optimizer = torch.optim.Adam([logits], lr=args.learning_rate, eps=1e-3)

@@ -730,7 +730,8 @@ def results():
 
 def test_the_results_are_the_papers_equilibria(results):
     """0.75 if the seller leads and 0.25 if the buyer does; the follower does not gain by trading otherwise."""
-    assert {name for name, _ in results} == set(NAMES)
+    for name in NAMES:
+        assert {row["seed"] for who, row in results if who == name} >= {1, 2, 3}
     for name, row in results:
         assert row["episodes"] >= 100 and row["optimal_leader_price"] == (0.75 if name == "seller" else 0.25)
         assert min(row["share_at_optimum"], row["acceptance_rate"]) >= 0.95

@@ -30,7 +30,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -120,14 +120,15 @@ class Args:
             for value in values if flag in GRID else [values]:
                 if type(value) in (int, float) and not (0 < value < math.inf or (value == 0 and flag in may_be_zero)):
                     raise ValueError(f"{name} must be positive, got {value}")
-        if max(self.follower_gamma) > 1:
-            raise ValueError("--follower-gamma must be at most 1")
         try:
             games = load_games(self)
             torch.empty(0, device=self.device)
         except Exception as error:  # a foreign file, or a device that is not there, trips wherever it likes
             raise ValueError(f"{type(error).__name__}: {error}") from error
         self.env_ids, self.payoffs = list(games), np.stack(list(games.values()))
+        # players are trained on rewards, payoffs centred on 0 and stretched to +-1.5 (Appendix F)
+        low, high = self.payoffs.min(axis=(2, 3), keepdims=True), self.payoffs.max(axis=(2, 3), keepdims=True)
+        self.centre, self.scale = (low + high) / 2, np.where(high > low, (high - low) / 3, 1.0)
 
         self.episode_length = length = NUM_OBSERVATIONS + self.num_steps  # batches are complete episodes
         batches = [math.ceil(max(sizes) / length) * length for sizes in (self.follower_batch_size, self.batch_size)]
@@ -135,22 +136,20 @@ class Args:
         if min(self.follower_timesteps) < batches[0] or left < batches[1]:
             raise ValueError("--follower-timesteps, and what they leave of --total-timesteps, must hold a batch each")
         # a step takes about 100 bytes while its batch is played, and a follower 2 to know its leaders in advance
-        num_runs = len(games) * self.seeds * math.prod(len(getattr(self, flag)) for flag in GRID)
+        num_runs = len(games) * self.seeds * math.prod(len(getattr(self, flag)) for flag in LEADER + FOLLOWER)
         needed = num_runs * (100 * max(batches) + 2 * max(self.follower_timesteps))
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         if self.device.startswith("cuda"):
             free = torch.cuda.mem_get_info(self.device)[0]
         if needed > free:
-            text = f"{num_runs:,} runs need about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} are free"
-            raise ValueError(f"{text}: take fewer --games, --seeds or settings")
+            raise ValueError(f"{num_runs:,} runs need about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} are free")
 
 
-# The flags with several values; settings that differ in shapes are trained in turn.
-FOLLOWER_SHAPES = ["follower_timesteps", "follower_batch_size"]
-FOLLOWER_FLAGS = ["follower_learning_rate", "follower_baseline_rate", "follower_gamma", "follower_ent_coef"]
-LEADER_SHAPES = ["explore", "batch_size", "update_epochs"]
-LEADER_FLAGS = ["learning_rate", "adam_eps", "clip_coef", "ent_coef", "risk_seeking"]
-GRID = FOLLOWER_SHAPES + FOLLOWER_FLAGS + LEADER_SHAPES + LEADER_FLAGS
+# The flags with several values. What differs in shape is trained in turn, the rest side by side.
+IN_TURN = ["follower_timesteps", "follower_batch_size", "explore", "batch_size", "update_epochs"]
+LEADER = ["learning_rate", "adam_eps", "clip_coef", "ent_coef", "risk_seeking"]
+FOLLOWER = ["follower_learning_rate", "follower_baseline_rate", "follower_gamma", "follower_ent_coef"]
+GRID = IN_TURN + LEADER + FOLLOWER
 
 
 # --------------------------------------------------------------------------------------------------------- the games
@@ -200,19 +199,16 @@ def load_games(args: Args) -> dict[str, np.ndarray]:
     return games
 
 
-def scale_of(payoffs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the centre and the scale of each player's payoffs, [games, player, 1, 1]. Players are trained on rewards,
-    payoffs centred on 0 and stretched to +-1.5 (Appendix F): a unit of reward is `scale` units of payoff."""
-    low, high = payoffs.min(axis=(2, 3), keepdims=True), payoffs.max(axis=(2, 3), keepdims=True)
-    return (low + high) / 2, np.where(high > low, (high - low) / 3, 1.0)
-
-
 # ------------------------------------------------------------------------------------------------ the exact solution
 # A table is a deterministic memory-1 policy, [5]: the action in each observation. As answers to the queries, the
 # leader's table is the follower's context. TABLES[i] has index i, whose binary digits it is.
 TABLES = np.array(list(itertools.product(range(NUM_ACTIONS), repeat=NUM_OBSERVATIONS)))
 PLACES = NUM_ACTIONS ** np.arange(NUM_OBSERVATIONS)[::-1]  # table @ PLACES is its index
 TOLERANCE = 0.05 + 1e-6  # what passes for equal, in mean rewards
+
+# A run's one logit, of action 1, is the difference of the paper's two, whose standard deviation is 0.01 at first. It
+# moves twice as far as either, so its learning rate is twice theirs.
+LOGIT_STD = 0.01 * math.sqrt(2)
 
 
 def index_of(tables: torch.Tensor) -> torch.Tensor:
@@ -234,31 +230,22 @@ def play(probabilities, rows, tables, uniforms, chance_plays_follower: bool) -> 
     return torch.stack(observations[:-1]), torch.stack(pairs)
 
 
-def returns_of_tables(payoffs: np.ndarray, num_steps: int) -> np.ndarray:
-    """Returns both players' mean payoffs [games, player, 32, 32] for every leader's and follower's table. How often a
-    pair of actions is played depends on the tables alone."""
+def solve(payoffs: np.ndarray, num_steps: int) -> dict[str, np.ndarray]:
+    """Returns, for each game, as mean payoffs per step: the `returns` of every pair of tables, [games, player, 32, 32];
+    their exact optimum for the leader, if the follower breaks ties in its favour (Definition 2) and if it breaks them
+    against it; and the follower's `best` against each leader, [games, 32]."""
     table = torch.arange(len(TABLES))
     halves = torch.full((num_steps, len(TABLES), len(TABLES)), 0.5)  # between a table's probabilities, 0 and 1
     _, pairs = play(torch.as_tensor(TABLES), NUM_OBSERVATIONS * table[:, None], table, halves, False)
-    played = (one_hot(pairs, NUM_ACTIONS**2).numpy() / num_steps).sum(axis=0)
-    return np.einsum("ijk,gpk->gpij", played, payoffs.reshape(-1, 2, NUM_ACTIONS**2))
-
-
-def solve(payoffs: np.ndarray, num_steps: int) -> dict[str, np.ndarray]:
-    """Returns, for each game, as mean payoffs per step: the `returns_of_tables`; their exact optimum for the leader, if
-    the follower breaks ties in its favour (Definition 2) and if it breaks them against it; the leader's best pure Nash
-    equilibrium (-inf if there is none), what it would get without commitment; and the follower's best against each
-    leader, [games, 32]."""
-    returns = returns_of_tables(payoffs, num_steps)
-    leader, follower = returns[:, 0], returns[:, 1]
-    is_best = follower >= follower.max(axis=2, keepdims=True) - 1e-6  # what rounding leaves of a tie
-    optimistic, pessimistic = np.where(is_best, leader, -np.inf), np.where(is_best, leader, np.inf)
-    is_nash = is_best & (leader >= leader.max(axis=1, keepdims=True) - 1e-6)
+    played = (one_hot(pairs, NUM_ACTIONS**2).numpy() / num_steps).sum(axis=0)  # in every game alike
+    returns = np.einsum("ijk,gpk->gpij", played, payoffs.reshape(-1, 2, NUM_ACTIONS**2))
+    leader, follower = returns.swapaxes(0, 1)
+    best = follower.max(axis=2)
+    is_best = follower >= best[..., None] - 1e-6  # what rounding leaves of a tie
     return {
-        "stackelberg_value": optimistic.max(axis=(1, 2)),
-        "stackelberg_value_pessimistic": pessimistic.min(axis=2).max(axis=1),
-        "nash_value": np.where(is_nash, leader, -np.inf).max(axis=(1, 2)),
-        "best": follower.max(axis=2),
+        "stackelberg_value": np.where(is_best, leader, -np.inf).max(axis=(1, 2)),
+        "stackelberg_value_pessimistic": np.where(is_best, leader, np.inf).min(axis=2).max(axis=1),
+        "best": best,
         "returns": returns,
     }
 
@@ -280,11 +267,6 @@ class Adam:
         self.parameters.sub_(self.mean / denominator * (self.learning_rate / (1 - 0.9**self.t)))
 
 
-# A run's one logit, of action 1, is the difference of the paper's two, whose standard deviation is 0.01 at first. It
-# moves twice as far as either, so its learning rate is twice theirs.
-LOGIT_STD = 0.01 * math.sqrt(2)
-
-
 # ------------------------------------------------------------------------- follower pre-training (Algorithm 1, phase 1)
 def train_follower(logits, rewards, iterations: int, num_episodes: int, num_steps: int, flags: dict) -> None:
     """REINFORCE with a baseline on the followers' logits [runs, 32 * 5], one for each context and observation, in
@@ -299,10 +281,9 @@ def train_follower(logits, rewards, iterations: int, num_episodes: int, num_step
     optimizer = Adam(logits, 2 * flags["learning_rate"], 1e-8)
     baseline = torch.zeros_like(logits)  # of the reward per remaining step, for each context and observation
     run = torch.arange(num_runs, device=device)[:, None]
-    remaining = [torch.ones_like(flags["gamma"])]  # discounted: what a reward of 1 in every step to come would return
-    for _ in range(num_steps - 1):
-        remaining.insert(0, 1 + flags["gamma"] * remaining[0])
-    remaining = torch.stack(remaining)
+    remaining = torch.ones(num_steps, num_runs, 1, device=device)  # what a reward of 1 in every step would return
+    for t in reversed(range(num_steps - 1)):
+        remaining[t] += flags["gamma"] * remaining[t + 1]
     for iteration in tqdm(range(iterations), desc="followers", leave=False, disable=None):
         contexts = dealt[:, iteration * num_episodes : (iteration + 1) * num_episodes]
         inputs = TABLES.size * run + NUM_OBSERVATIONS * contexts
@@ -317,10 +298,9 @@ def train_follower(logits, rewards, iterations: int, num_episodes: int, num_step
         index = inputs + observations
         advantages = returns - baseline.take(index) * remaining
         scores = advantages * ((pairs & 1) - policies.take(index))
-        sums = torch.zeros((3, logits.numel()), device=device)
-        for total, column in zip(sums, (scores, torch.ones_like(scores), returns / remaining), strict=True):
-            total.scatter_add_(0, index.flatten(), column.flatten())
-        score, visits, level = sums.view(3, *logits.shape)
+        columns = scores, torch.ones_like(scores), returns / remaining
+        sums = [torch.bincount(index.flatten(), column.flatten(), logits.numel()) for column in columns]
+        score, visits, level = torch.stack(sums).view(3, *logits.shape)
 
         # the entropy's gradient in a logit is -logit p (1 - p)
         ent_coef = flags["ent_coef"] * (1 - iteration / iterations)
@@ -376,10 +356,9 @@ def act_by_action(answers, policies, uniforms, values, replies, rewards):
     advantages /= std[:, None] + 1e-8
 
     index = inputs.mul_(4).add_(actions, alpha=2).add_(advantages > 0)  # in place: many runs take much memory
-    sums = torch.zeros((3, 4 * values.numel()), device=values.device)
-    for total, column in zip(sums, (advantages, torch.ones_like(returns), returns), strict=True):
-        total.scatter_add_(0, index.flatten(), column.flatten())
-    advantages, visits, returns = sums.view(3, -1, NUM_OBSERVATIONS, 2, 2)
+    columns = advantages, torch.ones_like(returns), returns
+    sums = [torch.bincount(index.flatten(), column.flatten(), 4 * values.numel()) for column in columns]
+    advantages, visits, returns = torch.stack(sums).view(3, -1, NUM_OBSERVATIONS, 2, 2)
     losses, gains = advantages.unbind(-1)
     return gains, losses, visits.sum((2, 3)), returns.sum((2, 3)), step_rewards.mean(dim=2).mean(dim=0)
 
@@ -436,79 +415,72 @@ def train_leader(logits, values, replies, rewards, table_returns, iterations: in
 
 
 # -------------------------------------------------------------------------------------------------------- all the runs
-def groups(args: Args, shapes: list[str], flags: list[str]) -> Iterable[tuple]:
-    """Returns the groups of settings that can be trained side by side, each after its values of the flags in shapes."""
-    values = [getattr(args, flag) for flag in shapes + flags]
-    return pd.MultiIndex.from_product(values, names=shapes + flags).to_frame(index=False).groupby(shapes, sort=False)
+def table_of(args: Args) -> pd.DataFrame:
+    """Returns a row for each run: the number of its game, `game`, its name and payoffs, its seed and its settings."""
+    text = [[" ".join(f"{x:.6g}" for x in player.flat) for player in game] for game in args.payoffs]
+    games = pd.DataFrame(text, columns=["leader_payoff", "follower_payoff"])
+    games.insert(0, "env_id", args.env_ids)
+    values = {flag: getattr(args, flag) for flag in GRID}
+    values |= {"game": games.index, "seed": range(args.seed, args.seed + args.seeds)}
+    runs = pd.MultiIndex.from_product(values.values(), names=values).to_frame(index=False)
+    return runs.join(games, on="game")[[*games, *values]]
 
 
-def train(args: Args) -> Iterator[tuple]:
-    """Trains everything; yields for each group its runs, the combined steps [iterations], the leader's greedy tables
-    and its exploring return, both [iterations, runs], and the follower's replies [runs, 32]. A run is a row:
-    its settings, the number of its game, `game`, and `seed`."""
-    centre, scale = scale_of(args.payoffs)
-    rewards = (args.payoffs - centre) / scale
-    returns, rewards = returns_of_tables(rewards, args.num_steps), rewards.reshape(-1, 2, NUM_ACTIONS**2)
-    game, seed = np.indices((len(rewards), args.seeds)).reshape(2, -1)
-    games, length = pd.DataFrame({"game": game, "seed": args.seed + seed}), args.episode_length
+def train(args: Args, returns: np.ndarray) -> Iterator[tuple]:
+    """Trains everything; yields, for each group of runs with tensors of one shape: its runs, the combined steps
+    [iterations], the leader's greedy tables and its exploring return, both [iterations, runs], and the follower's
+    replies [runs, 32]. `returns` are those of `solve`."""
+    rewards, returns = (args.payoffs - args.centre) / args.scale, (returns - args.centre) / args.scale
+    rewards, length = rewards.reshape(-1, 2, NUM_ACTIONS**2), args.episode_length
 
     def tensor(values) -> torch.Tensor:
         return torch.as_tensor(np.array(values), device=args.device, dtype=torch.get_default_dtype())
 
-    for (timesteps, batch_size), followers in groups(args, FOLLOWER_SHAPES, FOLLOWER_FLAGS):
+    for setting, runs in table_of(args).groupby(IN_TURN, sort=False):
+        follower_timesteps, follower_batch_size, explore, batch_size, update_epochs = setting
+        runs, followers = runs.reset_index(drop=True), runs.drop_duplicates([*FOLLOWER, "game", "seed"])
+
         torch.manual_seed(args.seed)
-        followers = followers.merge(games, how="cross")
-        flags = {flag.removeprefix("follower_"): tensor(followers[[flag]]) for flag in FOLLOWER_FLAGS}
-        num_episodes = math.ceil(batch_size / length)
-        iterations = timesteps // (num_episodes * length)
+        flags = {flag.removeprefix("follower_"): tensor(followers[[flag]]) for flag in FOLLOWER}
+        num_episodes = math.ceil(follower_batch_size / length)
+        iterations = follower_timesteps // (num_episodes * length)
         follower_steps = iterations * num_episodes * length
         logits = LOGIT_STD * torch.randn(len(followers), TABLES.size, device=args.device)
         train_follower(logits, tensor(rewards[followers["game"], 1]), iterations, num_episodes, args.num_steps, flags)
-        tables = index_of((logits > 0).view(-1, *TABLES.shape).movedim(-1, 0))
+        replies = index_of((logits > 0).view(-1, *TABLES.shape).movedim(-1, 0))
 
-        for (explore, batch_size, epochs), leaders in groups(args, LEADER_SHAPES, LEADER_FLAGS):  # same followers
-            torch.manual_seed(args.seed)
-            runs, replies = leaders.merge(followers, how="cross"), tables.repeat(len(leaders), 1)
-            game = runs["game"]
-            against = tensor(returns[game, 0]).gather(2, replies[..., None])[..., 0]
-            num_episodes = math.ceil(batch_size / length)
-            steps = np.arange(follower_steps, args.total_timesteps + 1, num_episodes * length)[1:]
-            flags = {flag: tensor(runs[[flag]]) for flag in LEADER_FLAGS}
-            flags |= {"explore": explore, "num_episodes": num_episodes, "update_epochs": epochs}
-            logits = LOGIT_STD * torch.randn(len(runs), NUM_OBSERVATIONS, device=args.device)
-            inputs = logits, 0.01 * torch.randn_like(logits), replies, tensor(rewards[game, 0]), against
-            greedy, exploring = train_leader(*inputs, len(steps), args.num_steps, flags)
-            exploring = centre[game, 0, 0, 0] + scale[game, 0, 0, 0] * exploring
-            yield runs, steps, greedy, exploring, replies.cpu().numpy()
-
-
-def steps_to_converge(steps: np.ndarray, is_near: np.ndarray) -> np.ndarray:
-    """Returns for each run the first of the steps from which on it is near the optimum, [iterations, runs]; or nan."""
-    stays = np.logical_and.accumulate(is_near[::-1])[::-1]
-    return np.where(stays.any(axis=0), steps[stays.argmax(axis=0)], np.nan)
+        torch.manual_seed(args.seed)  # again, so that all settings of the leader meet the same followers
+        replies = replies.repeat(len(runs) // len(followers), 1)
+        game = runs["game"]
+        against = tensor(returns[game, 0]).gather(2, replies[..., None])[..., 0]
+        num_episodes = math.ceil(batch_size / length)
+        steps = np.arange(follower_steps, args.total_timesteps + 1, num_episodes * length)[1:]
+        flags = {flag: tensor(runs[[flag]]) for flag in LEADER}
+        flags |= {"explore": explore, "num_episodes": num_episodes, "update_epochs": update_epochs}
+        logits = LOGIT_STD * torch.randn(len(runs), NUM_OBSERVATIONS, device=args.device)
+        inputs = logits, 0.01 * torch.randn_like(logits), replies, tensor(rewards[game, 0]), against
+        greedy, exploring = train_leader(*inputs, len(steps), args.num_steps, flags)
+        exploring = args.centre[game, 0, 0, 0] + args.scale[game, 0, 0, 0] * exploring
+        yield runs, steps, greedy, exploring, replies.cpu().numpy()
 
 
 def results_of(steps, tables, exploring, replies, exact, tolerance) -> tuple[pd.DataFrame, np.ndarray]:
-    """Returns a row for each run, and the greedy leader's curve, [iterations, runs]. A row holds the results under
+    """Returns a row for each run, and the greedy leader's return, [iterations, runs]. A row holds the results under
     their names in result.json, the best that the follower allows, `leader_return_best`, and what tells misses apart.
-
-    `tables` and `exploring`, [iterations, runs], are the leader's greedy tables and its return, `replies`, [runs, 32],
-    the follower's tables, `exact` the solution of each run's game, `tolerance`, [player, runs], what passes for equal.
-    """
-    run, final = np.arange(len(replies)), tables[-1]
+    `exact` is the solution of each run's game, `tolerance`, [player, runs], what passes for equal."""
+    run, final, optimum = np.arange(len(replies)), tables[-1], exact["stackelberg_value"]
     leader, follower = np.take_along_axis(exact["returns"], replies[:, None, :, None], axis=3)[..., 0].swapaxes(0, 1)
     greedy, best, regrets = leader[run, tables], leader.max(axis=1), exact["best"] - follower
-    optimum = exact["stackelberg_value"]
     policies = np.array(["".join(map(str, table)) for table in TABLES])
     rows = pd.DataFrame({"leader_policy": policies[final], "follower_policy": policies[replies[run, final]]})
     rows["leader_return"] = exploring[-math.ceil(len(steps) / 10) :].mean(axis=0)
     rows["leader_return_greedy"], rows["leader_return_best"] = greedy[-1], best
-    for name in ("stackelberg_value", "stackelberg_value_pessimistic", "nash_value"):
-        rows[name] = exact[name]
+    rows["stackelberg_value"], rows["stackelberg_value_pessimistic"] = optimum, exact["stackelberg_value_pessimistic"]
     rows["leader_regret"], rows["follower_regret"] = optimum - greedy[-1], regrets[run, final]
     rows["follower_regret_all"] = regrets.sum(axis=1)
-    rows["steps_to_converge"] = steps_to_converge(steps, abs(greedy - optimum) <= tolerance[0])
-    rows["steps_to_converge_exploring"] = steps_to_converge(steps, abs(exploring - optimum) <= tolerance[0])
+    for name, returns in (("steps_to_converge", greedy), ("steps_to_converge_exploring", exploring)):
+        stays = np.logical_and.accumulate(abs(returns - optimum)[::-1] <= tolerance[0])[::-1]
+        rows[name] = np.where(stays.any(axis=0), steps[stays.argmax(axis=0)], np.nan)
     neighbours = leader[run[:, None], final[:, None] ^ PLACES]  # with one answer changed
     shares = {
         "at_optimum": abs(greedy[-1] - optimum) <= tolerance[0],
@@ -523,25 +495,11 @@ def results_of(steps, tables, exploring, replies, exact, tolerance) -> tuple[pd.
 
 
 # ------------------------------------------------------------------------------------------------------------- the run
-def start_run(args: Args) -> str:
-    """Makes the run's folder and returns it; starts Weights and Biases if asked for."""
-    run_name = f"{len(args.env_ids)}_games__{args.exp_name}__{args.seed}__{int(1000 * time.time())}"
-    os.makedirs(f"{args.run_dir}/{run_name}")
-    if args.track:
-        import wandb
-
-        # dir: in the run's own folder, W&B would take its links to the event files for new ones and send them again
-        names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": run_name}
-        wandb.init(**names, dir=args.run_dir, config=asdict(args), sync_tensorboard=True, save_code=True)
-    return f"{args.run_dir}/{run_name}"
-
-
-def write_curves(path: str, steps: np.ndarray, *curves: np.ndarray) -> None:
-    """Writes runs' exploring and greedy returns and optima, [iterations, runs], to TensorBoard: mean and quartiles."""
-    tags = ["charts/leader_return", "charts/leader_return_greedy", "charts/stackelberg_value"]
+def write_curves(path: str, steps: np.ndarray, curves: dict[str, np.ndarray]) -> None:
+    """Writes curves, [iterations, runs], to TensorBoard: mean and quartiles over the runs."""
     with SummaryWriter(path) as writer:
-        writer.add_custom_scalars({"returns": {"leader and optimum": ["Multiline", tags]}})
-        for tag, curve in zip(tags, curves, strict=True):
+        writer.add_custom_scalars({"returns": {"leader and optimum": ["Multiline", list(curves)]}})
+        for tag, curve in curves.items():
             lines = {tag: curve.mean(axis=1)}
             if curve.shape[1] > 1:
                 lower, upper = np.quantile(curve, (0.25, 0.75), axis=1)
@@ -551,24 +509,21 @@ def write_curves(path: str, steps: np.ndarray, *curves: np.ndarray) -> None:
 
 
 def finish(runs: pd.DataFrame, varied: list[str], run_path: str) -> None:
-    """Writes runs.csv, of which nobody ever meets half, and prints a table of games and one of settings."""
+    """Writes runs.csv, of which nobody ever meets half, and prints a table: each game, and all, with each setting."""
     runs.to_csv(f"{run_path}/runs.csv.tmp", index=False, float_format="%.6g")
     os.replace(f"{run_path}/runs.csv.tmp", f"{run_path}/runs.csv")
     steps = ["steps_to_converge", "steps_to_converge_exploring"]
-    runs = runs.fillna(dict.fromkeys(steps, math.inf))  # never
+    runs = pd.concat([runs, runs.assign(env_id="all")]).fillna(dict.fromkeys(steps, math.inf))  # never
     games = runs.groupby(["env_id", *varied], sort=False)
-    returns = games[["leader_return_greedy", "leader_return", "stackelberg_value"]].mean().round(2) + 0.0
-    table = returns.join(games[["at_optimum", "at_optimum_exploring"]].sum().astype(int)).join(games[steps].median())
-    names = "greedy exploring optimum found found_exploring steps steps_exploring".split()
-    print(table.set_axis(names, axis=1).to_string(max_rows=200))
-    settings = runs.groupby(varied or (lambda _: "all"), sort=False)
-    shares = settings[list(runs.loc[:, "at_optimum":])].mean().join(settings[steps].median())
-    print(f"""
-shares of {len(runs):,} runs, and median combined steps
-{shares.round(4).T.to_string()}
+    means = ["leader_return_greedy", "leader_return", "stackelberg_value"]
+    means += ["at_optimum", "at_optimum_exploring", "follower_allows", "leader_finds"]
+    table = (games[means].mean().round(3) + 0.0).join(games[steps].median())
+    names = "greedy exploring optimum found found_exploring allowed leader_finds steps steps_exploring".split()
+    print(f"""{table.set_axis(names, axis=1).to_string(max_rows=200)}
 
-  found       runs whose leader ends within 0.05 of the scale of the optimum of deterministic memory-1 leaders
+  found       share of runs whose leader ends within 0.05 of the scale of the optimum of deterministic memory-1 leaders
               against stationary followers, greedy or as it explores; steps: the median until it stays there
+  allowed     share whose follower lets a leader get there; leader_finds: whose leader gets the most that it can
   curves      tensorboard --logdir {run_path}
   every run   {run_path}/runs.csv""")
 
@@ -576,28 +531,33 @@ shares of {len(runs):,} runs, and median combined steps
 def main(args: Args) -> pd.DataFrame:
     """Trains all runs; returns what it writes to runs.csv."""
     torch.set_num_threads(1)  # a thread pool costs more than it gives with tensors of this size
-    run_path, varied = start_run(args), [flag for flag in GRID if len(getattr(args, flag)) > 1]
-    solution, tolerance = solve(args.payoffs, args.num_steps), TOLERANCE * scale_of(args.payoffs)[1][..., 0, 0]
-    payoffs = [[" ".join(f"{x:.6g}" for x in player.flat) for player in game] for game in args.payoffs]
-    games = pd.DataFrame(payoffs, columns=["leader_payoff", "follower_payoff"])
-    games.insert(0, "env_id", args.env_ids)
+    run_name = f"{len(args.env_ids)}_games__{args.exp_name}__{args.seed}__{int(1000 * time.time())}"
+    run_path = f"{args.run_dir}/{run_name}"
+    os.makedirs(run_path)
+    if args.track:
+        import wandb
+
+        # dir: in the run's own folder, W&B would take its links to the event files for new ones and send them again
+        names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": run_name}
+        wandb.init(**names, dir=args.run_dir, config=asdict(args), sync_tensorboard=True, save_code=True)
+    solution, varied = solve(args.payoffs, args.num_steps), [flag for flag in GRID if len(getattr(args, flag)) > 1]
     frames, combined_steps, start_time = [], 0, time.time()
-    for runs, steps, tables, exploring, replies in train(args):
+    for runs, steps, tables, exploring, replies in train(args, solution["returns"]):
         exact = {name: values[runs["game"]] for name, values in solution.items()}
-        results, greedy = results_of(steps, tables, exploring, replies, exact, tolerance[runs["game"]].T)
-        runs = runs.join(games, on="game").join(results)
-        frames.append(runs[[*games, "seed", *GRID, *results]])
+        tolerance = TOLERANCE * args.scale[runs["game"], :, 0, 0].T
+        results, greedy = results_of(steps, tables, exploring, replies, exact, tolerance)
+        frames.append(runs.join(results))
         combined_steps += steps[-1] * len(runs)
 
-        curves = np.stack([exploring, greedy, np.broadcast_to(exact["stackelberg_value"], exploring.shape)])
-        settings = ["__".join(f"{flag}-{run[flag]}" for flag in varied) or "all" for run in runs.to_dict("records")]
-        folders = pd.Series(settings)
+        curves = {"charts/leader_return": exploring, "charts/leader_return_greedy": greedy}
+        curves["charts/stackelberg_value"] = np.broadcast_to(exact["stackelberg_value"], greedy.shape)
+        folders = runs.apply(lambda run: "__".join(f"{flag}-{run[flag]}" for flag in varied) or "all", axis=1)
         if args.curves == "runs":
             folders = pd.concat([folders, folders + "/" + runs["env_id"] + "__" + runs["seed"].astype(str)])
         for folder, members in folders.groupby(folders).groups.items():
-            write_curves(f"{run_path}/{folder}", steps, *curves[:, :, members])
+            write_curves(f"{run_path}/{folder}", steps, {tag: curve[:, members] for tag, curve in curves.items()})
     seconds = time.time() - start_time
-    runs = pd.concat(frames, ignore_index=True).replace(-math.inf, math.nan)  # of games without a pure equilibrium
+    runs = pd.concat(frames, ignore_index=True).drop(columns="game")
     finish(runs, varied, run_path)
     print(f"  trained     {len(runs):,} runs in {seconds:.1f} s: {combined_steps / seconds / 1e6:.1f} million steps/s")
     return runs

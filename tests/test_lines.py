@@ -26,9 +26,9 @@ LIMITS = {
     "continuous_follower": 430,
     "ppo_qlearning_matrix": 430,
     "es_md_matrix": 430,
-    "vectorized_ppo_matrix": 607,
-    "exact_stackelberg": 250,
     "hindsight_follower": 830,
+    "exact_stackelberg": 250,
+    "vectorized_ppo_matrix": 567,
 }
 HEAD = {"inline script metadata", "docstring", "imports"}
 RUN = {"main", "__main__"}

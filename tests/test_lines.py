@@ -27,6 +27,7 @@ LIMITS = {
     "ppo_qlearning_matrix": 430,
     "es_md_matrix": 430,
     "vectorized_ppo_matrix": 607,
+    "diff_md_matrix": 310,
 }
 HEAD = {"inline script metadata", "docstring", "imports"}
 RUN = {"main", "__main__"}

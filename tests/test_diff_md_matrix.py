@@ -78,7 +78,7 @@ def test_best_responses_and_optima_are_those_of_enumeration():
     # stochastic leaders: against each table by itself
     leader = torch.rand(1, 5, dtype=torch.float64)
     returns = [
-        script.expected_returns(rewards_of(payoffs), leader, torch.tensor([table], dtype=torch.float64), 10)[0]
+        script.expected_returns(rewards_of(payoffs), leader, torch.tensor(table[None]).double(), 10)[0]
         for table in script.TABLES
     ]
     best = max(returns, key=lambda pair: pair[1].item())
@@ -99,7 +99,8 @@ def test_in_the_prisoners_dilemma_the_leader_mixes_and_guarantees_more_than_tabl
     runs = script.main(parse(script, *QUICK, "--run-dir", tmp_path))
     printed = capsys.readouterr().out
     assert (runs["leader_return_guaranteed"] > -0.9 + 0.1).all() and (runs["leader_return_guaranteed"] <= -0.5).all()
-    assert (runs["stackelberg_value"] == pytest.approx(-0.9)) and "guaranteed" in printed
+    np.testing.assert_allclose(runs["stackelberg_value"], -0.9)
+    assert "guaranteed" in printed
     (path,) = tmp_path.glob("*/runs.csv")
     written = pd.read_csv(path)
     assert len(written) == 2 and {*written} == {*runs}

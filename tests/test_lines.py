@@ -26,6 +26,7 @@ LIMITS = {
     "continuous_follower": 430,
     "ppo_qlearning_matrix": 430,
     "es_md_matrix": 430,
+    "no_regret_follower": 430,
     "vectorized_ppo_matrix": 607,
 }
 HEAD = {"inline script metadata", "docstring", "imports"}

@@ -1,9 +1,10 @@
-"""Trains batches of runs with ablations/vectorized_ppo_matrix.py and writes what `plot_batch.py` draws them from.
+"""Trains batches of runs, mostly with ablations/vectorized_ppo_matrix.py, and writes what `plot_batch.py` draws.
 
     python benchmark/batch.py misses && python benchmark/plot_batch.py misses
 
 A figure's CSV in benchmark/results, vectorized_NAME.csv, holds shares of runs. Published numbers are of random games
-5,000 to 5,999; all settings were chosen on games 0 to 999 and the paper's 12.
+5,000 to 5,999; all settings were chosen on games 0 to 999 and the paper's 12. Scripts that train their own figure as one
+batch are here, too: NAME.csv has a row for each of their runs.
 """
 
 import subprocess
@@ -22,9 +23,12 @@ import tyro
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "ablations")]
 
+import no_regret_follower  # noqa: E402
 import vectorized_ppo_matrix as batch  # noqa: E402
 
-Figure = Literal["explore", "misses", "atlas", "follower_heatmap", "leader_sensitivity", "budget", "throughput", "all"]
+Figure = Literal[
+    "explore", "misses", "atlas", "follower_heatmap", "leader_sensitivity", "budget", "throughput", "no_regret", "all"
+]
 
 
 @dataclass
@@ -226,15 +230,31 @@ def throughput(args: Args) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-FIGURES = {f.__name__: f for f in (explore, misses, atlas, follower_heatmap, leader_sensitivity, budget, throughput)}
+def rows_of(script, **flags) -> pd.DataFrame:
+    """Trains what a script trains as one batch; returns a row for each of its runs, with these flags, without lists."""
+    with tempfile.TemporaryDirectory() as run_dir:
+        result = script.main(script.Args(run_dir=run_dir, **flags))
+    rows = pd.DataFrame(result["runs"])
+    lists = [name for name in rows if isinstance(rows[name].iloc[0], list)]
+    return pd.DataFrame(flags, index=rows.index).join(rows.drop(columns=lists))
+
+
+def no_regret(args: Args) -> pd.DataFrame:
+    """The 12 games x 7 numbers of rounds x 5 seeds: how leaders draw their answers, and how followers reply."""
+    arms = ("episode", "last"), ("round", "last"), ("episode", "average")
+    return pd.concat(rows_of(no_regret_follower, explore=explore, reply=reply) for explore, reply in arms)
+
+
+VECTORIZED = (explore, misses, atlas, follower_heatmap, leader_sensitivity, budget, throughput)
+FIGURES = {f.__name__: f for f in (*VECTORIZED, no_regret)}
 
 
 def main(args: Args):
     """Makes the figures' CSVs."""
     for name in args.figures:
-        rows = FIGURES[name](args)
-        rows.to_csv(f"{args.results_dir}/vectorized_{name}.csv", index=False, float_format="%.6g")
-        print(f"{args.results_dir}/vectorized_{name}.csv")
+        rows, prefix = FIGURES[name](args), "vectorized_" if FIGURES[name] in VECTORIZED else ""
+        rows.to_csv(f"{args.results_dir}/{prefix}{name}.csv", index=False, float_format="%.6g")
+        print(f"{args.results_dir}/{prefix}{name}.csv")
 
 
 if __name__ == "__main__":

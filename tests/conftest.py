@@ -24,6 +24,7 @@ QUICK = {
     "hidden_queries": ("--num-seeds", 1, "--total-timesteps", 2000),
     "leader_reward_during_learning": ("--num-seeds", 1, "--total-timesteps", 330),
     "continuous_follower": ("--num-seeds", 1, "--total-timesteps", 2200),
+    "no_regret_follower": ("--env-id", "hero", "--rounds", 3, "--num-seeds", 1, "--num-episodes", 320),
 }
 
 torch.set_num_threads(1)

@@ -153,21 +153,23 @@ THREE_OBSERVATIONS = ("theorem2_divergence", "noninvariant_leader", "hidden_quer
 META_FOLLOWER = ("noninvariant_leader", "hidden_queries")
 LEARNING_FOLLOWER = ("leader_reward_during_learning", "continuous_follower")
 SIDE_BY_SIDE = (*META_FOLLOWER, *LEARNING_FOLLOWER)
+BATCHES = ("no_regret_follower",)
 # Blocks, and the scripts that have them in the same words.
 SAME_SOURCE = [
     ("Args.exp_name Args.seed Args.track Args.wandb_project_name Args.wandb_entity", (PPO, *QUICK)),
     ("Args.run_dir NUM_ACTIONS __main__", (PPO, *QUICK)),
-    ("Args.env_id Args.leader_payoff Args.follower_payoff", FIVE_OBSERVATIONS),
-    ("NUM_OBSERVATIONS START MatrixGame table_index play solve start_run", FIVE_OBSERVATIONS),
-    ("PAYOFFS", (*FIVE_OBSERVATIONS, "noninvariant_leader")),
+    ("Args.env_id solve start_run", FIVE_OBSERVATIONS),
+    ("Args.leader_payoff Args.follower_payoff PAYOFFS", (*FIVE_OBSERVATIONS, "no_regret_follower")),
+    ("NUM_OBSERVATIONS START MatrixGame table_index play", (*FIVE_OBSERVATIONS, "no_regret_follower")),
+    ("PAYOFFS", (PPO, "noninvariant_leader")),
     ("Leader Args.update_epochs Args.clip_coef Args.ent_coef", FIVE_OBSERVATIONS[:2]),
     ("Args.adam_eps", (*FIVE_OBSERVATIONS[:2], "continuous_follower")),
     ("NUM_OBSERVATIONS START TABLES table_index", THREE_OBSERVATIONS),
     ("REPLIES MemoryGame", THREE_OBSERVATIONS[:2]),
     ("ENV_ID LEADER_PAYOFF FOLLOWER_PAYOFF", (THREE_OBSERVATIONS[0], THREE_OBSERVATIONS[2])),
-    ("start_run start_writer", (THREE_OBSERVATIONS[0], *SIDE_BY_SIDE)),
+    ("start_run start_writer", (THREE_OBSERVATIONS[0], *SIDE_BY_SIDE, *BATCHES)),
     ("draw descend", SIDE_BY_SIDE),
-    ("steps_to_converge", (*FIVE_OBSERVATIONS, *SIDE_BY_SIDE)),
+    ("steps_to_converge", (*FIVE_OBSERVATIONS, *SIDE_BY_SIDE, *BATCHES)),
     ("Args.num_steps Args.follower Args.follower_timesteps Args.follower_learning_rate", META_FOLLOWER),
     ("imports TOLERANCE train_follower", META_FOLLOWER),
     ("Args.follower_episodes Args.follower_noise Game follower_learns expected_episode", LEARNING_FOLLOWER),
@@ -175,6 +177,7 @@ SAME_SOURCE = [
 # (script, block): what the first script has there and what this one has instead
 DIFFERENCES = {
     ("noninvariant_leader", "start_run"): [("{ENV_ID}__", "{args.env_id}__")],
+    ("no_regret_follower", "start_run"): [("{ENV_ID}__", "{args.env_id}__")],
     ("hidden_queries", "train_follower"): [
         (
             """\

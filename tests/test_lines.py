@@ -26,6 +26,7 @@ LIMITS = {
     "continuous_follower": 430,
     "ppo_qlearning_matrix": 430,
     "es_md_matrix": 430,
+    "no_regret_follower": 430,
     "diff_md_matrix": 310,
     "hindsight_follower": 830,
     "exact_stackelberg": 250,

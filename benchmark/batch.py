@@ -3,8 +3,8 @@
     python benchmark/batch.py misses && python benchmark/plot_batch.py misses
 
 A figure's CSV in benchmark/results, vectorized_NAME.csv, holds shares of runs. Published numbers are of random games
-5,000 to 5,999; all settings were chosen on games 0 to 999 and the paper's 12. Scripts that train their own figure as one
-batch are here, too: NAME.csv has a row for each of their runs.
+5,000 to 5,999; all settings were chosen on games 0 to 999 and the paper's 12. Scripts that train their own figure as
+one batch are here, too: NAME.csv has a row for each of their runs.
 """
 
 import subprocess

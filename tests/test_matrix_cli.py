@@ -324,7 +324,7 @@ def test_every_scripts_pins_stand_in_the_requirements():
     for path in (*ROOT.glob("*.py"), *ROOT.glob("ablations/*.py")):
         block = path.read_text().partition("# ///\n")[0]
         pins = re.findall(r'"([\w-]+==[\d.]+)"', block)
-        assert len(pins) >= 6 and set(pins) <= requirements, path.name
+        assert len(pins) >= 2 and set(pins) <= requirements, path.name
 
 
 def test_requirements_are_what_is_installed():

@@ -113,7 +113,7 @@ class Args:
 
 
 # ------------------------------------------------------------------------------------------------------------ the games
-NUM_ACTIONS = 2
+NUM_ACTIONS = 2  # action 0 is the first row or column of the payoff matrix
 NUM_OBSERVATIONS = 1 + NUM_ACTIONS * 3  # the start, then 1 + 3 * leader's last action + how many followers played 0
 START = 0
 TRIPLES = list(itertools.product(range(NUM_ACTIONS), repeat=3))  # actions of the leader and of the two followers

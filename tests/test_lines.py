@@ -27,6 +27,7 @@ LIMITS = {
     "ppo_qlearning_matrix": 430,
     "es_md_matrix": 430,
     "no_regret_follower": 430,
+    "two_followers_matrix": 430,
     "vectorized_ppo_matrix": 607,
 }
 HEAD = {"inline script metadata", "docstring", "imports"}

@@ -121,7 +121,9 @@ def test_evaluation_is_the_mean_of_many_games(kind):
         policy = torch.as_tensor(script.TABLES[[index]], dtype=torch.float32)
         _, rewards, _ = script.play_episodes(policy, returns, torch.tensor([rounds]), args)
         error = 4 * rewards[0].std().item() / math.sqrt(20_000) + 1e-6
-        assert game.payoff(0, rewards[0].mean().item()) == pytest.approx(exact["leader_return_greedy"][index], abs=error)
+        assert game.payoff(0, rewards[0].mean().item()) == pytest.approx(
+            exact["leader_return_greedy"][index], abs=error
+        )
 
 
 @pytest.mark.parametrize("kind", ["last", "average"])

@@ -25,7 +25,9 @@ QUICK = {
     "leader_reward_during_learning": ("--num-seeds", 1, "--total-timesteps", 330),
     "continuous_follower": ("--num-seeds", 1, "--total-timesteps", 2200),
     "no_regret_follower": ("--env-id", "hero", "--rounds", 3, "--num-seeds", 1, "--num-episodes", 320),
+    "two_followers_matrix": ("--env-id", "public_good", "--num-seeds", 1, "--follower-episodes", 64),
 }
+
 
 torch.set_num_threads(1)
 

@@ -153,7 +153,7 @@ THREE_OBSERVATIONS = ("theorem2_divergence", "noninvariant_leader", "hidden_quer
 META_FOLLOWER = ("noninvariant_leader", "hidden_queries")
 LEARNING_FOLLOWER = ("leader_reward_during_learning", "continuous_follower")
 SIDE_BY_SIDE = (*META_FOLLOWER, *LEARNING_FOLLOWER)
-BATCHES = ("no_regret_follower",)
+BATCHES = ("no_regret_follower", "two_followers_matrix")
 # Blocks, and the scripts that have them in the same words.
 SAME_SOURCE = [
     ("Args.exp_name Args.seed Args.track Args.wandb_project_name Args.wandb_entity", (PPO, *QUICK)),
@@ -170,6 +170,7 @@ SAME_SOURCE = [
     ("start_run start_writer", (THREE_OBSERVATIONS[0], *SIDE_BY_SIDE, *BATCHES)),
     ("draw descend", SIDE_BY_SIDE),
     ("steps_to_converge", (*FIVE_OBSERVATIONS, *SIDE_BY_SIDE, *BATCHES)),
+    ("TOLERANCE", (PPO, *BATCHES)),
     ("Args.num_steps Args.follower Args.follower_timesteps Args.follower_learning_rate", META_FOLLOWER),
     ("imports TOLERANCE train_follower", META_FOLLOWER),
     ("Args.follower_episodes Args.follower_noise Game follower_learns expected_episode", LEARNING_FOLLOWER),
@@ -178,6 +179,7 @@ SAME_SOURCE = [
 DIFFERENCES = {
     ("noninvariant_leader", "start_run"): [("{ENV_ID}__", "{args.env_id}__")],
     ("no_regret_follower", "start_run"): [("{ENV_ID}__", "{args.env_id}__")],
+    ("two_followers_matrix", "start_run"): [("{ENV_ID}__", "{args.env_id}__")],
     ("hidden_queries", "train_follower"): [
         (
             """\

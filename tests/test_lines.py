@@ -31,6 +31,7 @@ LIMITS = {
     "hindsight_follower": 830,
     "exact_stackelberg": 250,
     "vectorized_ppo_matrix": 567,
+    "two_followers_matrix": 430,
 }
 HEAD = {"inline script metadata", "docstring", "imports"}
 RUN = {"main", "__main__"}

@@ -103,7 +103,7 @@ def payoffs_of(args) -> np.ndarray:
     return np.array([PAYOFFS[args.env_id], np.transpose(PAYOFFS[args.env_id])], dtype=np.float64)
 
 
-TOLERANCE = 1e-9  # what rounding leaves of a tie
+TIE = 1e-9  # what rounding leaves of a tie
 
 
 class Solution(NamedTuple):
@@ -133,7 +133,7 @@ def frontier(payoffs: np.ndarray):
             corners.pop()  # it lies below the line between its neighbours
         corners.append((follower, leader))
     means, values = zip(*reversed(corners), strict=True)
-    return lambda mean: np.interp(mean, means, values) if mean <= means[-1] + TOLERANCE else -math.inf
+    return lambda mean: np.interp(mean, means, values) if mean <= means[-1] + TIE else -math.inf
 
 
 def discounted(payoff: list[list[float]], path: list[tuple[int, int]], cycle: int, gamma: float) -> list[float]:
@@ -156,7 +156,7 @@ def solve(payoffs: np.ndarray, gamma: float = 0.9, horizon: int | None = None, s
     rows, columns = range(payoffs.shape[1]), range(payoffs.shape[2])
     stay = [max(follower[a]) / (1 - gamma) for a in rows]  # the follower's value if the leader repeats an action
     other = [[max((follower[a][c] for c in columns if c != b), default=-math.inf) for b in columns] for a in rows]
-    most, largest, margin = frontier(payoffs), payoffs[0].max(), TOLERANCE if strict else -TOLERANCE
+    most, largest, margin = frontier(payoffs), payoffs[0].max(), TIE if strict else -TIE
     best = None
 
     def close(path: list[tuple[int, int]], cycle: int) -> Solution | None:
@@ -191,12 +191,12 @@ def solve(payoffs: np.ndarray, gamma: float = 0.9, horizon: int | None = None, s
                     bound = -math.inf if bound == -math.inf else so_far + max(1 - (k + 1) / horizon, 0.0) * largest
                 extensions.append((bound, a, b, rest, so_far))
         for bound, a, b, rest, so_far in sorted(extensions, reverse=True):
-            if best is not None and bound <= best.value + TOLERANCE:
+            if best is not None and bound <= best.value + TIE:
                 return
             longer = [*path, (a, b)]
             for cycle in range(k + 1):
                 solution = close(longer, cycle)
-                if solution and (best is None or solution.value > best.value + TOLERANCE):
+                if solution and (best is None or solution.value > best.value + TIE):
                     best = solution
             extend(longer, rest, so_far)
 

@@ -128,6 +128,8 @@ class Args:
             raise ValueError(f"--gamma must be less than 1, got {self.gamma}")
         if self.follower == "planning" and not (self.hindsight and self.follower_learns_on):
             raise ValueError("a follower that plans learns in hindsight and learns on: add --follower network")
+        if self.env_file is None and self.leader_agent is not None:
+            raise ValueError("--leader-agent is for --env-file: in matrix games the rows lead")
         if self.env_file is not None:
             self.env, self.payoffs, self.env_id = load_env(self.env_file), None, self.env_file.rpartition(":")[2]
             if self.leader == "solver":
@@ -235,11 +237,12 @@ def load_env(env_file: str) -> ParallelEnv:
             for space in (env.observation_space(agent), env.action_space(agent)):
                 fits = isinstance(space, gym.spaces.Discrete) and space.start == 0
                 assert fits, f"{agent} has the space {space}; Discrete(n) is needed for observations and actions"
-        parallel_api_test(env, num_cycles=100)
         env.reset(seed=0)
-        while env.agents:
-            assert len(env.agents) == 2, "an agent leaves early; both must stay until the end"
-            env.step({agent: 0 for agent in env.agents})
+        for _ in range(1000):
+            assert len(env.agents) in (0, 2), "an agent leaves early; both must stay until the end"
+            if env.agents:
+                env.step({agent: 0 for agent in env.agents})
+        parallel_api_test(env, num_cycles=100)
     except Exception as error:  # whatever the user's file raises
         raise ValueError(f"--env-file {env_file!r} does not fit: {error or type(error).__name__}") from error
     return env
@@ -357,7 +360,7 @@ def make_model(game: Game, transitions: list[Transition]) -> Model:
 # ------------------------------------------------------------------------------------------------ planning on the model
 def follower_values(model: Model, tables: torch.Tensor, gamma: float, replies: torch.Tensor | None = None):
     """Value iteration for leaders' tables [n, leader's observations]: the follower's Q-values [n, its observations, B],
-    minus infinity where nothing was tried; of its best replies, or of those given, [n, its observations].
+    minus infinity where nothing was tried, and values; of its best replies, or of those given, [n, its observations].
 
     All transitions count that such a leader could have brought, by how often they were seen. That is exact where the
     follower sees what the leader sees, and it is a Markov state; else it is the best reply to what was seen.
@@ -381,7 +384,7 @@ def follower_values(model: Model, tables: torch.Tensor, gamma: float, replies: t
         values[:, :-1] = best
         if change < 1e-5:
             break
-    return q_values
+    return q_values, values[:, :-1]
 
 
 def imagine(model: Model, tables: torch.Tensor, replies: torch.Tensor) -> torch.Tensor:
@@ -430,7 +433,7 @@ class Follower:
     def replies(self, tables: torch.Tensor) -> torch.Tensor:
         """The greedy reply to each observation, [n, follower's observations], for tables [n, leader's observations]."""
         if self.args.follower == "planning":
-            return follower_values(self.model, tables, self.args.gamma).argmax(-1)
+            return follower_values(self.model, tables, self.args.gamma)[0].argmax(-1)
         num = self.game.num_observations[1]
         q_values = self.network(tables.repeat_interleave(num, 0), torch.arange(num).repeat(len(tables)))
         return q_values.argmax(-1).view(-1, num)
@@ -505,7 +508,7 @@ def train_leaders(game: Game, args: Args, num_leaders: int, updates: int, return
 
 
 # --------------------------------------------------------------------------------------- the exact solution, proved
-TOLERANCE = 1e-9  # what rounding leaves of a tie
+TIE = 1e-9  # what rounding leaves of a tie
 
 
 class Solution(NamedTuple):
@@ -535,7 +538,7 @@ def frontier(payoffs: np.ndarray):
             corners.pop()  # it lies below the line between its neighbours
         corners.append((follower, leader))
     means, values = zip(*reversed(corners), strict=True)
-    return lambda mean: np.interp(mean, means, values) if mean <= means[-1] + TOLERANCE else -math.inf
+    return lambda mean: np.interp(mean, means, values) if mean <= means[-1] + TIE else -math.inf
 
 
 def discounted(payoff: list[list[float]], path: list[tuple[int, int]], cycle: int, gamma: float) -> list[float]:
@@ -558,7 +561,7 @@ def solve(payoffs: np.ndarray, gamma: float = 0.9, horizon: int | None = None, s
     rows, columns = range(payoffs.shape[1]), range(payoffs.shape[2])
     stay = [max(follower[a]) / (1 - gamma) for a in rows]  # the follower's value if the leader repeats an action
     other = [[max((follower[a][c] for c in columns if c != b), default=-math.inf) for b in columns] for a in rows]
-    most, largest, margin = frontier(payoffs), payoffs[0].max(), TOLERANCE if strict else -TOLERANCE
+    most, largest, margin = frontier(payoffs), payoffs[0].max(), TIE if strict else -TIE
     best = None
 
     def close(path: list[tuple[int, int]], cycle: int) -> Solution | None:
@@ -593,12 +596,12 @@ def solve(payoffs: np.ndarray, gamma: float = 0.9, horizon: int | None = None, s
                     bound = -math.inf if bound == -math.inf else so_far + max(1 - (k + 1) / horizon, 0.0) * largest
                 extensions.append((bound, a, b, rest, so_far))
         for bound, a, b, rest, so_far in sorted(extensions, reverse=True):
-            if best is not None and bound <= best.value + TOLERANCE:
+            if best is not None and bound <= best.value + TIE:
                 return
             longer = [*path, (a, b)]
             for cycle in range(k + 1):
                 solution = close(longer, cycle)
-                if solution and (best is None or solution.value > best.value + TOLERANCE):
+                if solution and (best is None or solution.value > best.value + TIE):
                     best = solution
             extend(longer, rest, so_far)
 
@@ -621,9 +624,6 @@ def tables(solution: Solution, follower_payoff: np.ndarray) -> dict[str, list[in
 
 
 # ------------------------------------------------------------------------------------------------------- measurement
-TOLERANCE_OF_RANGE = 0.05 / 3 + 1e-6  # what passes for equal: 0.05 of the scale of Table 3, a third of the range
-
-
 def complete_model(game: Game) -> Model:
     """Returns the true model of a matrix game."""
     payoffs, num_steps = game.env.payoffs, game.env.num_steps
@@ -646,17 +646,18 @@ def measure(game: Game, args: Args, model: Model, table: torch.Tensor, replies: 
     else:
         episodes = [game.play(table, lambda s, _: replies[s[1]], 10**6 + k) for k in range(args.eval_episodes)]
         returns = np.mean([np.sum([t.rewards for t in episode], axis=0) for episode in episodes], axis=0)
-    best = follower_values(model, table[None], args.gamma)[0].amax(-1)
-    q_values = follower_values(model, table[None], args.gamma, replies[None])[0]
-    gaps = best - q_values.gather(1, replies[:, None]).squeeze(1)
-    at_start = gaps[model.follower_observation[:-1]].nan_to_num() @ model.start[:-1]
-    regret = float(at_start) * (1 - args.gamma) * model.scale[1]
+    (_, best), (_, own) = (follower_values(model, table[None], args.gamma, given) for given in (None, replies[None]))
+    gaps = (best - own)[0, model.follower_observation[:-1]]
+    regret = float(gaps @ model.start[:-1]) * (1 - args.gamma) * model.scale[1]
     return {"leader_return_greedy": returns[0], "follower_return": returns[1], "follower_regret": regret}
 
 
+TOLERANCE = 0.05 + 1e-6  # what passes for equal, in mean rewards: half of what one step of ten can change
+
+
 def steps_to_converge(steps: np.ndarray, gaps: np.ndarray) -> int | None:
-    """Returns the first of the steps from which on the gaps, in ranges, stay within the tolerance, or None."""
-    stays = np.logical_and.accumulate(abs(gaps[::-1]) <= TOLERANCE_OF_RANGE)[::-1]
+    """Returns the first of the steps from which on the gaps stay within the tolerance, or None."""
+    stays = np.logical_and.accumulate(abs(gaps[::-1]) <= TOLERANCE)[::-1]
     return int(steps[stays.argmax()]) if stays.any() else None
 
 
@@ -691,8 +692,9 @@ def main(args: Args) -> dict:
         optimum, strict = (solve(args.payoffs, args.gamma, args.num_steps, strict) for strict in (False, True))
         true_model, unit = complete_model(game), args.num_steps
     steps, steps_to_try_all, news, curve = 0, 0, True, []
-    champions = torch.zeros(1, game.num_observations[0], dtype=torch.long)  # the best leaders so far
-    near = champions  # what leaders tried last
+    # what leaders tried last, at first random tables, and the best of all so far
+    near = torch.randint(game.num_actions[0], (args.num_leaders * args.batch_size, game.num_observations[0]))
+    champions = near[:1]
 
     def real_episode(table: np.ndarray, reply) -> float:
         nonlocal steps, steps_to_try_all, news
@@ -708,7 +710,7 @@ def main(args: Args) -> dict:
 
     def imagined_returns(tables: torch.Tensor) -> torch.Tensor:
         keys = [tuple(table) for table in tables.tolist()]
-        if new := list(set(keys) - set(known)):
+        if new := list(dict.fromkeys(key for key in keys if key not in known)):
             distinct = torch.tensor(new)
             returns = imagine(model, distinct, follower.replies(distinct))[0] * float(model.scale[0])
             known.update(zip(new, returns.tolist(), strict=True))
@@ -740,8 +742,7 @@ def main(args: Args) -> dict:
         model, td_loss, known = make_model(game, experience.transitions), None, {}
         first_half = 2 * k <= args.rounds
         if args.follower_learns_on or first_half:
-            random = torch.randint(game.num_actions[0], near.shape)
-            td_loss = follower.learn(experience, model, near if args.follower_learns_on else random)
+            td_loss = follower.learn(experience, model, near)
         if args.imagination and (args.follower_learns_on or not first_half):
             if args.leader == "solver":
                 payoffs = (model.rewards * model.tried).sum(1) / model.tried.sum(0).clamp(min=1)
@@ -753,7 +754,7 @@ def main(args: Args) -> dict:
             champions = candidates[order][: args.num_leaders]
             log(champions[0], imagined_returns(near).mean().item() / unit, td_loss)
     if not args.imagination:
-        updates = (total - steps) // (args.batch_size * (game.num_observations[0] + model.horizon))
+        updates = max((total - steps) // (args.batch_size * (game.num_observations[0] + model.horizon)), 1)
         _, champions, _ = train_leaders(game, args, 1, updates, real_returns, lambda t, mean: log(t[0], mean / unit))
 
     # the follower learns on against the final leader
@@ -782,8 +783,9 @@ def main(args: Args) -> dict:
             f"discounted by {args.gamma}"
         )
         result["leader_regret"] = optimum.value - result["leader_return_greedy"]
-        gaps = (greedy - optimum.value) / (np.ptp(args.payoffs[0]) or 1.0)
-        result["steps_to_converge"] = steps_to_converge(points, gaps)
+        scale = np.ptp(args.payoffs[0]) / 3 or 1.0
+        for name, returns in (("steps_to_converge", greedy), ("steps_to_converge_exploring", exploring)):
+            result[name] = steps_to_converge(points, (returns - optimum.value) / scale)
     if args.save_model:
         torch.save({"leader": table, "follower": replies}, f"{run_path}/model.pt")
     result |= {"curve": curve, "wall_seconds": time.time() - start_time}

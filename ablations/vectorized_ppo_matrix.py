@@ -120,6 +120,8 @@ class Args:
             for value in values if flag in GRID else [values]:
                 if type(value) in (int, float) and not (0 < value < math.inf or (value == 0 and flag in may_be_zero)):
                     raise ValueError(f"{name} must be positive, got {value}")
+        if max(self.follower_gamma) > 1:
+            raise ValueError(f"--follower-gamma must be at most 1, got {max(self.follower_gamma)}")
         try:
             games = load_games(self)
             torch.empty(0, device=self.device)

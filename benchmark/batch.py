@@ -251,6 +251,7 @@ FIGURES = {f.__name__: f for f in (*VECTORIZED, no_regret)}
 
 def main(args: Args):
     """Makes the figures' CSVs."""
+    Path(args.results_dir).mkdir(parents=True, exist_ok=True)  # before minutes of work
     for name in args.figures:
         rows, prefix = FIGURES[name](args), "vectorized_" if FIGURES[name] in VECTORIZED else ""
         rows.to_csv(f"{args.results_dir}/{prefix}{name}.csv", index=False, float_format="%.6g")

@@ -10,12 +10,10 @@ the range of its payoffs). Settings were chosen on games below 1,000. The optimu
 steps against a follower discounted by 0.9; a run is there if it is within 0.05 of the scale, greedily.
 """
 
+import functools
 import json
-import multiprocessing
 import os
 import sys
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,9 +27,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "ablations"), str(ROOT / "benchmark")]
 
 import exact_stackelberg as exact  # noqa: E402
-import hindsight_follower as script  # noqa: E402
 import plot  # noqa: E402
 from plot import BLACK, BLUE, DASHED, GAMES, GREEN, GREY, ORANGE, PINK, RED, SKY  # noqa: E402
+from run import Run, result_of, run_in_processes, write_csv  # noqa: E402
 
 
 @dataclass
@@ -39,11 +37,13 @@ class Args:
     jobs: int = os.cpu_count() or 1
     """runs at a time"""
     only: str = ""
-    """settings to run, by a part of their name"""
-    runs_file: str = str(ROOT / "runs/hindsight.jsonl")
-    """where the result of every finished run is kept, so that it need not be run again"""
+    """settings to run, by a part of their name; the CSV holds what is finished of all"""
+    run_dir: str = "runs/benchmark"
+    """folder that every run's own folder is made in"""
     results_dir: str = str(ROOT / "benchmark/results")
     """folder for the CSV"""
+    figures_dir: str = str(ROOT / "benchmark/figures")
+    """folder for the picture"""
     draw_only: bool = False
     """draw the figure from the CSV, and run nothing"""
 
@@ -90,45 +90,36 @@ COLUMNS = "leader_return_greedy stackelberg_value stackelberg_value_pessimistic 
 COLUMNS = f"{COLUMNS} combined_steps steps_to_converge steps_to_try_all triples_tried verification_gain wall_seconds"
 
 
-def games_of(family: str, count: int) -> Iterator[dict]:
-    """Yields the flags of a family's games: Table 3's, random ones, or those of them that are hard."""
+@functools.cache
+def games_of(family: str, count: int) -> list[dict]:
+    """Returns the flags of a family's games: Table 3's, random ones, or those of them that are hard."""
     if family == "table3":
-        yield from ({"env_id": name} for name in GAMES)
-        return
+        return [{"env_id": name} for name in GAMES]
     kind, size = family.split()
-    number, found, n = HELD_OUT, 0, int(size[0])
-    while found < count:
+    games, number, n = [], HELD_OUT, int(size[0])
+    while len(games) < count:
         payoffs = np.random.default_rng(number).random((2, n, n))
         constant = max(payoffs[0, a, payoffs[1, a].argmax()] for a in range(n))
         tolerance = 0.05 * np.ptp(payoffs[0]) / 3
         if kind == "random" or exact.solve(payoffs, horizon=10).value - constant > tolerance:
-            found += 1
-            yield {"random_game": (n, number)}
+            games.append({"random_game": (n, number)})
         number += 1
+    return games
 
 
-def run(job: tuple) -> dict:
-    """Runs the script once; returns a row of the CSV."""
-    family, learner, game, seed, steps = job
-    with tempfile.TemporaryDirectory() as run_dir, open(os.devnull, "w") as nothing:
-        stdout, sys.stdout = sys.stdout, nothing
-        try:
-            flags = game | LEARNERS[learner]
-            result = script.main(script.Args(seed=seed, total_timesteps=steps, run_dir=run_dir, **flags))
-        finally:
-            sys.stdout = stdout
-    labels = {"games": family, "learner": learner, "env_id": result["env_id"], "seed": seed}
-    return labels | {name: result[name] for name in COLUMNS.split()} | {"scale": np.ptp(script_payoffs(game)[0]) / 3}
+def runs_of(family: str, learner: str) -> list[Run]:
+    """Returns the runs of a setting."""
+    count, seeds, steps = SETTINGS[family, learner]
+    flags = LEARNERS[learner] | {"total_timesteps": steps}
+    games = games_of(family, count)
+    return [Run("hindsight_follower", game | flags | {"seed": seed + 1}) for game in games for seed in range(seeds)]
 
 
-def script_payoffs(game: dict) -> np.ndarray:
-    """Returns the payoffs of a game's flags."""
-    return script.Args(**game).payoffs
-
-
-def name_of(game: dict) -> str:
-    """Returns a game's env_id."""
-    return script.Args(**game).env_id
+def row_of(family: str, learner: str, path: Path) -> dict:
+    """Returns a run's row of the CSV."""
+    result = json.loads(path.read_text())
+    labels = {"games": family, "learner": learner, "env_id": result["env_id"], "seed": result["seed"]}
+    return labels | {name: result[name] for name in COLUMNS.split()}
 
 
 # --------------------------------------------------------------------------------------------------------- the figure
@@ -182,36 +173,27 @@ def scaling(results_dir: Path):
 
 
 def main(args: Args) -> int:
-    """Runs what is missing, and writes CSV and figure."""
-    results_dir = Path(args.results_dir)
+    """Runs what is missing, and writes CSV and figure; returns the exit code: 1 if a run failed."""
+    failed, results_dir = False, Path(args.results_dir)
     if not args.draw_only:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        runs_file = Path(args.runs_file)
-        runs_file.parent.mkdir(parents=True, exist_ok=True)
-        rows = [json.loads(line) for line in runs_file.read_text().splitlines()] if runs_file.exists() else []
-        done = {(row["games"], row["learner"], row["env_id"], row["seed"]) for row in rows}
-        jobs = [
-            (family, learner, game, seed, steps)
-            for (family, learner), (count, seeds, steps) in SETTINGS.items()
-            if args.only in f"{family}, {learner}"
-            for game in games_of(family, count)
-            for seed in range(1, seeds + 1)
-            if (family, learner, name_of(game), seed) not in done
-        ]
-        with multiprocessing.get_context("spawn").Pool(args.jobs) as pool, runs_file.open("a") as file:
-            for row in tqdm(pool.imap_unordered(run, jobs), total=len(jobs), disable=None):
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-                rows.append(row)
-        table = pd.DataFrame(rows).sort_values(["games", "learner", "env_id", "seed"])
-        table.to_csv(results_dir / "hindsight_runs.csv", index=False, float_format="%.6g")
-        table["found"] = table["leader_regret"].abs() <= 0.05 * table["scale"] + 1e-6
-        print(
-            table.groupby(["games", "learner"])[["found", "steps_to_converge", "wall_seconds"]].agg(["mean", "median"])
-        )
+        results_dir.mkdir(parents=True, exist_ok=True)
+        asked = [run for setting in SETTINGS if args.only in ", ".join(setting) for run in runs_of(*setting)]
+        missing = [run for run in asked if result_of(run, args.run_dir) is None]
+        for run, how_it_ended in tqdm(run_in_processes(missing, args), total=len(missing), disable=None):
+            if result_of(run, args.run_dir) is None:
+                failed = True
+                print(f"failed: {run.name} ({how_it_ended})", file=sys.stderr)
+        paths = [(setting, result_of(run, args.run_dir)) for setting in SETTINGS for run in runs_of(*setting)]
+        table = pd.DataFrame([row_of(*setting, path) for setting, path in paths if path])
+        write_csv(str(results_dir / "hindsight_runs.csv"), table)
+        table["found"] = table["steps_to_converge"].notna()
+        columns = ["found", "steps_to_converge", "wall_seconds"]
+        print(table.groupby(["games", "learner"], sort=False)[columns].agg(["mean", "median"]).to_string())
     plot.FIGURES["hindsight_scaling"] = scaling
-    plot.save("hindsight_scaling", results_dir, ROOT / "benchmark/figures/hindsight_scaling.png")
-    return 0
+    os.makedirs(args.figures_dir, exist_ok=True)
+    plot.save("hindsight_scaling", results_dir, Path(args.figures_dir, "hindsight_scaling.png"))
+    return int(failed)
 
 
 if __name__ == "__main__":

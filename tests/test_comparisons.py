@@ -154,14 +154,21 @@ META_FOLLOWER = ("noninvariant_leader", "hidden_queries")
 LEARNING_FOLLOWER = ("leader_reward_during_learning", "continuous_follower")
 SIDE_BY_SIDE = (*META_FOLLOWER, *LEARNING_FOLLOWER)
 BATCHES = ("no_regret_follower", "two_followers_matrix")
+NOT_QUICK = ("exact_stackelberg", "diff_md_matrix")  # their runs have no result.json
 # Blocks, and the scripts that have them in the same words.
 SAME_SOURCE = [
-    ("Args.exp_name Args.seed Args.track Args.wandb_project_name Args.wandb_entity", (PPO, *QUICK)),
-    ("Args.run_dir NUM_ACTIONS __main__", (PPO, *QUICK)),
+    ("Args.exp_name Args.track Args.wandb_project_name Args.wandb_entity", (PPO, *QUICK, "diff_md_matrix")),
+    ("Args.seed", (PPO, *QUICK)),
+    ("__main__", (PPO, *QUICK, *NOT_QUICK)),
+    ("Args.run_dir", (PPO, *QUICK, "diff_md_matrix")),
+    ("NUM_ACTIONS", (PPO, *(name for name in QUICK if name != "hindsight_follower"), "diff_md_matrix")),
     ("Args.env_id solve start_run", FIVE_OBSERVATIONS),
     ("Args.leader_payoff Args.follower_payoff PAYOFFS", (*FIVE_OBSERVATIONS, "no_regret_follower")),
     ("NUM_OBSERVATIONS START MatrixGame table_index play", (*FIVE_OBSERVATIONS, "no_regret_follower")),
-    ("PAYOFFS", (PPO, "noninvariant_leader")),
+    ("PAYOFFS", (PPO, "noninvariant_leader", "hindsight_follower", *NOT_QUICK)),
+    ("start_run Args.save_model", (PPO, "hindsight_follower")),
+    ("payoffs_of TIE Solution frontier discounted solve tables", ("exact_stackelberg", "hindsight_follower")),
+    ("NUM_OBSERVATIONS START", (PPO, "diff_md_matrix")),
     ("Leader Args.update_epochs Args.clip_coef Args.ent_coef", FIVE_OBSERVATIONS[:2]),
     ("Args.adam_eps", (*FIVE_OBSERVATIONS[:2], "continuous_follower")),
     ("NUM_OBSERVATIONS START TABLES table_index", THREE_OBSERVATIONS),
@@ -169,8 +176,8 @@ SAME_SOURCE = [
     ("ENV_ID LEADER_PAYOFF FOLLOWER_PAYOFF", (THREE_OBSERVATIONS[0], THREE_OBSERVATIONS[2])),
     ("start_run start_writer", (THREE_OBSERVATIONS[0], *SIDE_BY_SIDE, *BATCHES)),
     ("draw descend", SIDE_BY_SIDE),
-    ("steps_to_converge", (*FIVE_OBSERVATIONS, *SIDE_BY_SIDE, *BATCHES)),
-    ("TOLERANCE", (PPO, *BATCHES)),
+    ("steps_to_converge", (*FIVE_OBSERVATIONS, *SIDE_BY_SIDE, *BATCHES, "hindsight_follower")),
+    ("TOLERANCE", (PPO, *BATCHES, "hindsight_follower")),
     ("Args.num_steps Args.follower Args.follower_timesteps Args.follower_learning_rate", META_FOLLOWER),
     ("imports TOLERANCE train_follower", META_FOLLOWER),
     ("Args.follower_episodes Args.follower_noise Game follower_learns expected_episode", LEARNING_FOLLOWER),
@@ -197,7 +204,7 @@ DIFFERENCES = {
 
 def read_sources():
     """Without the rulers between the parts of a script, which may stand elsewhere."""
-    texts = {script: Path(importlib.util.find_spec(script).origin).read_text() for script in (PPO, *QUICK)}
+    texts = {script: Path(importlib.util.find_spec(script).origin).read_text() for script in (PPO, *QUICK, *NOT_QUICK)}
     return {script: re.sub(r"^# -{20,} .*\n", "", text, flags=re.MULTILINE) for script, text in texts.items()}
 
 

@@ -4,39 +4,25 @@ import itertools
 import re
 from pathlib import Path
 
-import exact_stackelberg as exact
 import hindsight_follower as script
 import numpy as np
 import pytest
 import torch
 from conftest import parse
 from test_exact_stackelberg import all_leaders, best_replies
-from test_shared_blocks import blocks_of
 
 ROOT = Path(__file__).parent.parent
 QUICK = ("--rounds", 5, "--leader-updates", 30)
 
 
-@pytest.fixture
-def run(tmp_path, capsys):
-    """Runs the script in this process with flags as on a command line: returns its result and what it printed."""
-
-    def run(*flags):
-        result = script.main(parse(script, "--run-dir", tmp_path / "runs", *flags))
-        return result, capsys.readouterr().out
-
-    return run
+@pytest.fixture(name="script")
+def the_script():
+    """What `run` of conftest.py runs."""
+    return script
 
 
 def matrix_game(payoffs, num_steps=10):
     return script.Game(script.MatrixGame(np.asarray(payoffs, dtype=float), num_steps), "leader")
-
-
-def test_the_solver_is_that_of_exact_stackelberg():
-    own, other = (blocks_of((ROOT / f"ablations/{name}.py").read_text()) for name in (script.__name__, exact.__name__))
-    for block in ("PAYOFFS", "payoffs_of", "Solution", "frontier", "discounted", "solve", "tables"):
-        texts = [re.sub(r"^# -+.*\n", "", blocks[block].strip()).strip() for blocks in (own, other)]
-        assert texts[0] == texts[1], block
 
 
 @pytest.mark.parametrize("shape", [(2, 2), (2, 3), (3, 2)])
@@ -44,7 +30,7 @@ def test_planning_on_the_true_model_is_exact(shape):
     payoffs, leaders = np.random.default_rng(1).random((2, *shape)), all_leaders(*shape)
     game = matrix_game(payoffs)
     model = script.complete_model(game)
-    q_values = script.follower_values(model, torch.tensor(leaders), 0.9) * model.scale[1]
+    q_values = script.follower_values(model, torch.tensor(leaders), 0.9)[0] * model.scale[1]
     expected, following = best_replies(payoffs, leaders)
     np.testing.assert_allclose(q_values, expected, atol=2e-3)
 
@@ -74,7 +60,8 @@ def test_what_was_seen_is_all_that_the_model_knows():
     np.testing.assert_allclose(model.rewards[:, 0, 0, 0] * torch.tensor(model.scale), [-1, -5], atol=1e-6)
 
     table = torch.tensor([[1, 0, 0, 1, 0]])
-    q_values = script.follower_values(model, table, 0.9)[0] * model.scale[1]
+    (q_values,), _ = script.follower_values(model, table, 0.9)
+    q_values = q_values * model.scale[1]
     # only the leader that answers 1 at the start and in observation 3 can have brought these transitions
     nothing_known = -5 / (1 - 0.9)
     assert q_values[3, 0] == pytest.approx(1.0) and q_values[0, 1] == -np.inf
@@ -274,11 +261,13 @@ def broken():
     [
         (("--env-file", "{games}:Continuous"), "Discrete"),
         (("--env-file", "{games}:Three"), "3 agents"),
+        (("--env-file", "{games}:Leaves"), "leaves early"),
         (("--env-file", "{games}:broken"), "no such luck"),
         (("--env-file", "{games}:nothing"), "nothing"),
         (("--env-file", "none.py:make"), "none.py"),
         (("--env-file", "{games}:Weather", "--leader", "solver"), "matrix games"),
         (("--env-file", "{games}:Weather", "--leader-agent", "judge"), "judge"),
+        (("--leader-agent", "follower"), "--leader-agent is for --env-file"),
         (("--env-id", "go"), "no game 'go'"),
         (("--leader-payoff", 1, 2, 3), "as many"),
         (("--no-hindsight",), "--follower network"),

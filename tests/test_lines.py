@@ -30,7 +30,7 @@ LIMITS = {
     "diff_md_matrix": 310,
     "hindsight_follower": 830,
     "exact_stackelberg": 250,
-    "vectorized_ppo_matrix": 567,
+    "vectorized_ppo_matrix": 569,
     "two_followers_matrix": 430,
 }
 HEAD = {"inline script metadata", "docstring", "imports"}

@@ -223,6 +223,7 @@ def test_the_exact_solution_is_the_main_scripts():
         (["--learning-rate", "0.1", "-1"], "--learning-rate must be positive"),
         (["--batch-size", "many"], "batch-size"),
         (["--explore", "everything"], "explore"),
+        (["--follower-gamma", "1.5"], "--follower-gamma must be at most 1"),
         (["--games", "chess"], "no game 'chess'"),
         (["--games", "chicken-chess"], "no game 'chicken-chess'"),
         (["--payoff-file", "no_such.csv"], "no_such.csv"),

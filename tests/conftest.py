@@ -26,7 +26,7 @@ QUICK = {
     "continuous_follower": ("--num-seeds", 1, "--total-timesteps", 2200),
     "no_regret_follower": ("--env-id", "hero", "--rounds", 3, "--num-seeds", 1, "--num-episodes", 320),
     "two_followers_matrix": ("--env-id", "public_good", "--num-seeds", 1, "--follower-episodes", 64),
-    "hindsight_follower": ("--rounds", 2, "--leader-updates", 5),
+    "hindsight_follower": ("--rounds", 5, "--leader-updates", 5),
 }
 
 torch.set_num_threads(1)

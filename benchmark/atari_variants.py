@@ -6,12 +6,14 @@
 With the seller as leader, from the committed gameplay networks of seeds 1 to 3:
 - discount and lambda of the trades, hits rewarded at the shot or as they land, the game frozen
 - what shapes the network: the game's actions alone, or trades and values too; either at the default rate, and faster
+The defaults themselves are the runs of Figure 2 that made these networks, from stage 2 on.
 
 With either leader, one seed:
 - Table 4's PPO, where it can be had by flags
 - random weights instead of gameplay weights, for about an hour on a core
 
-Runs are executed as those of `run.py` are: an interrupted command goes on where it stopped.
+Runs are executed as those of `run.py` are: an interrupted command goes on where it stopped. They leave out the
+verification.
 """
 
 import os
@@ -38,7 +40,7 @@ class Args:
     run_dir: str = "runs/benchmark"
     """folder that every run's own folder is made in"""
     only: str = ""
-    """settings to run, by a part of their name; the files then hold only these"""
+    """settings to run, by a part of their name; the files keep what they have of the others"""
     draw_only: bool = False
     """draw the figure from the CSVs, and run nothing"""
 
@@ -51,7 +53,6 @@ RANDOM_WEIGHTS = {"stage": "all", "gameplay_timesteps": 0, "body_learning_rate":
 RANDOM_WEIGHTS |= {"follower_timesteps": 2_000_000, "total_timesteps": 3_000_000}
 # name: flags, seeds, who leads
 SETTINGS = {
-    "default": ({}, 3, ["seller"]),
     "discount 0.998, lambda 0.99": ({"gae_lambda": 0.99}, 3, ["seller"]),
     "discount 0.99, lambda 0.95": ({"gamma": 0.99}, 3, ["seller"]),
     "hits at the shot": ({"credit_shots": True}, 3, ["seller"]),
@@ -62,6 +63,8 @@ SETTINGS = {
     "Table 4": (TABLE_4, 1, ["seller", "buyer"]),
     "random weights": (RANDOM_WEIGHTS, 1, ["seller", "buyer"]),
 }
+RESULTS = ROOT / "benchmark/results"
+FIG2 = ("fig2", "fig2_runs")
 
 
 def runs_of(name: str) -> list[Run]:
@@ -70,11 +73,19 @@ def runs_of(name: str) -> list[Run]:
     runs = []
     for leader in leaders:
         for seed in range(1, seeds + 1):
-            common = {"stage": "trade", "leader": leader, "seed": seed}
+            common = {"stage": "trade", "leader": leader, "seed": seed, "verification_timesteps": 1}
             if flags.get("stage") != "all":
                 common["checkpoint"] = str((CHECKPOINTS / f"atari_trade_{leader}_{seed}.pt").relative_to(ROOT))
             runs.append(Run("stackelberg_ppo_atari_trade", common | flags))
     return runs
+
+
+def default_runs() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Returns the curves, from the end of stage 1 on, and the ends of Figure 2's runs from the same networks."""
+    curves, ends = (pd.read_csv(RESULTS / f"{name}.csv").query("leader == 'seller' and seed <= 3") for name in FIG2)
+    start = curves[curves["stage"] == "gameplay"].groupby("seed")["step"].max()
+    curves = curves.assign(step=curves["step"] - curves["seed"].map(start)).query("step > 0")
+    return curves.assign(setting="default"), ends.assign(setting="default")
 
 
 # The figure: colour and line of each setting.
@@ -126,7 +137,7 @@ def draw(results_dir: Path):
 def save_figure() -> None:
     """Draws the figure into its file."""
     plot.FIGURES["atari_variants"] = draw
-    plot.save("atari_variants", ROOT / "benchmark/results", ROOT / "benchmark/figures/atari_variants.png")
+    plot.save("atari_variants", RESULTS, ROOT / "benchmark/figures/atari_variants.png")
 
 
 def main(args: Args) -> int:
@@ -143,12 +154,15 @@ def main(args: Args) -> int:
             print(f"failed: {run.name} ({how_it_ended})", file=sys.stderr)
     paths = [(name, result_of(run, args.run_dir)) for name, some in runs.items() for run in some]
     tables = [[part.assign(setting=name) for part in read("fig2", path)] for name, path in paths if path]
-    if tables:
-        points, ends = (pd.concat(parts) for parts in zip(*tables, strict=True))
-        write_csv(str(ROOT / "benchmark/results/atari_variants.csv"), points)
-        write_csv(str(ROOT / "benchmark/results/atari_variants_runs.csv"), ends)
-        print(ends.groupby("setting", sort=False).size().to_string())
-        save_figure()
+    tables.append(default_runs())
+    for name, parts in zip(("atari_variants", "atari_variants_runs"), zip(*tables, strict=True), strict=True):
+        rows = pd.concat(parts)
+        if (RESULTS / f"{name}.csv").exists():
+            others = pd.read_csv(RESULTS / f"{name}.csv")
+            rows = pd.concat([others[~others["setting"].isin(rows["setting"])], rows])
+        write_csv(str(RESULTS / f"{name}.csv"), rows)
+    print(rows.groupby("setting", sort=False).size().to_string())
+    save_figure()
     return int(not all(path for _, path in paths))
 
 

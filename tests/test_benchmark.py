@@ -17,12 +17,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import tyro
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "benchmark"))  # at the end: `run` is a common name
 
+import atari_variants  # noqa: E402
 import plot  # noqa: E402
 import run as benchmark  # noqa: E402
 
@@ -288,6 +290,28 @@ def test_killed_twice_it_goes_on_and_repeats_nothing(tmp_path):
     assert "8 runs, 8 of them finished before" in again.stdout and finished(tmp_path) == after
 
 
+def test_an_interrupted_atari_run_goes_on_from_its_checkpoint(quick, tmp_path):
+    """A run of minutes does not begin anew: its folder and its steps stay, and its result is that of one go."""
+    command = [*RUN, "fig2", "--quick", "--jobs", "1", "--run-dir", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (begun := list(tmp_path.glob("unfinished/*/*/checkpoint.pt"))):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    time.sleep(1)  # its worker ends after it
+    assert begun[0].exists()
+    steps = torch.load(begun[0], weights_only=True)["global_step"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.glob(f"stackelberg_ppo_atari_trade*/{begun[0].parent.name}/result.json")
+    (whole,) = quick[0].glob(f"{path.parts[-3]}/*/result.json")
+    result, one_go = json.loads(path.read_text()), json.loads(whole.read_text())
+    assert steps < result["global_step"] and result["args"]["resume"]
+    for name in ("global_step", "curve", "leader_return_greedy", "aim"):
+        assert result[name] == one_go[name]
+
+
 SCRIPT = """
 import os
 from dataclasses import dataclass
@@ -460,6 +484,19 @@ def test_a_csvs_numbers(tmp_path):
     rows = pd.DataFrame({"steps": [104448012, np.nan], "x": [-0.123456789, 1e-8], "zero": [-0.0, -1e-12]})
     benchmark.write_csv(str(tmp_path / "x.csv"), rows.assign(word=["a", "b"]))
     assert (tmp_path / "x.csv").read_text() == "steps,x,zero,word\n104448012,-0.123457,0,a\n,1e-08,0,b\n"
+
+
+def test_atari_variants_have_flags_that_fit_and_the_defaults_of_figure_2(monkeypatch):
+    monkeypatch.chdir(ROOT)  # as the script does: checkpoints are named from there
+    script = importlib.import_module("stackelberg_ppo_atari_trade")
+    runs = [run for name in atari_variants.SETTINGS for run in atari_variants.runs_of(name)]
+    assert len({run.name for run in runs}) == len(runs) == 7 * 3 + 2 * 2
+    for run in runs:
+        assert script.Args(**run.flags) != script.Args(stage=run.flags["stage"], seed=run.flags["seed"])
+    curves, ends = atari_variants.default_runs()
+    assert set(curves["stage"]) >= {"follower", "leader"} and set(curves["seed"]) == set(ends["seed"]) == {1, 2, 3}
+    first = curves.groupby(["seed", "stage"])["step"].min().unstack()
+    assert (first["follower"] > 0).all() and (first["leader"] > script.Args().follower_timesteps).all()
 
 
 def test_an_atari_runs_curves_come_from_its_tensorboard(tmp_path):

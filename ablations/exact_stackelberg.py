@@ -25,16 +25,17 @@ stationary followers that see the same and discount by gamma. Of the 17 billion 
    deviation that does not pay in any node rules out all others (strict: iff >, and then the reply is unique).
 
 So the optimum is the best path that holds. The search extends paths action by action. With m replaced by its lower
-bound, min_a max_b F[a, b] / (1 - gamma), step 3 says what the rest of a path must leave to the follower, and a pair of
-discounted means lies in the convex hull of the payoff pairs: the rest is worth at most the hull's frontier there to the
-leader. A path whose bound is no better than the best one found is dropped.
+bound, min_a max_b F[a, b] / (1 - gamma), step 3 says what the rest of a path must leave to the follower. At any price
+of the follower's payoff, the rest is worth at most the sum, over its steps, of the best pair's worth to both, less the
+price of what the follower must have; the least of this over some prices is a bound (for a discounted leader it is the
+convex hull of the payoff pairs). A path whose bound is no better than the best one found is dropped.
 
-With `--horizon 10` the leader's return is its mean over the first 10 steps instead, the follower is the same. The hull
-is no bound then (the leader's largest payoff in all steps left is), and step 2 needs unique best replies: in games with
-ties there may be better leaders, whose follower replies differently to the same action.
+With `--horizon 10` the leader's return is its mean over the first 10 steps instead, the follower is the same. Step 2
+needs unique best replies then: in games with ties there may be better leaders, whose follower replies differently to
+the same action.
 """
 
-import itertools
+import functools
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -85,18 +86,20 @@ class Args:
 
 
 def payoffs_of(args) -> np.ndarray:
-    """Returns the game's payoffs, [player, leader's action, follower's action]; player 0 is the leader.
-    Raises ValueError if the flags give none."""
+    """Returns the game's payoffs, [player, leader's action, follower's action]; player 0 is the leader. The
+    game is named in `env_id`. Raises ValueError if the flags give none."""
     if args.random_game is not None:
         actions, number = args.random_game
         if actions < 1 or number < 0:
             raise ValueError(f"--random-game needs the number of actions and the game's, got {actions} and {number}")
+        args.env_id = f"random_{actions}x{actions}_{number}"
         return np.random.default_rng(number).random((2, actions, actions))
     if args.leader_payoff or args.follower_payoff:
         size = len(args.leader_payoff)
         rows = args.leader_actions or math.isqrt(size)
         if not (0 < size == len(args.follower_payoff) and rows > 0 and size % rows == 0):
             raise ValueError("--leader-payoff, --follower-payoff: as many of each, a square or --leader-actions rows")
+        args.env_id = "custom"
         return np.array([args.leader_payoff, args.follower_payoff], dtype=np.float64).reshape(2, rows, -1)
     if args.env_id not in PAYOFFS:
         raise ValueError(f"no game {args.env_id!r}: choose from {', '.join(PAYOFFS)}, or give your own payoffs")
@@ -112,110 +115,91 @@ class Solution(NamedTuple):
     value: float  # the leader's mean payoff per step, discounted or over the horizon
     follower_value: float  # the follower's discounted mean
     leader_table: list[int]  # [1 + m n]: the action at the start, and after each pair of actions
-    follower_table: list[int]  # [1 + m n]: the reply in the same observations
     path: list[tuple[int, int]]  # pairs of actions as they are played, each leader action once
     cycle: int  # the path's place that play returns to after its end
     threat: int  # the leader's action after every other pair
     margins: list[float]  # [path]: what the best deviation in each place costs the follower, in discounted payoff
 
 
-def frontier(payoffs: np.ndarray):
-    """Returns the function from a follower's mean to the most that the leader can have with at least that: the upper
-    right edge of the convex hull of the payoff pairs; minus infinity beyond the follower's largest payoff."""
-    corners = []  # from the follower's best to the leader's best
-    for follower, leader in sorted(zip(*payoffs[::-1].reshape(2, -1).tolist(), strict=True), reverse=True):
-        if corners and leader <= corners[-1][1]:
-            continue
-        while len(corners) > 1:
-            (f0, l0), (f1, l1) = corners[-2:]
-            if (l1 - l0) * (f0 - follower) > (leader - l0) * (f0 - f1):
-                break
-            corners.pop()  # it lies below the line between its neighbours
-        corners.append((follower, leader))
-    means, values = zip(*reversed(corners), strict=True)
-    return lambda mean: np.interp(mean, means, values) if mean <= means[-1] + TIE else -math.inf
-
-
-def discounted(payoff: list[list[float]], path: list[tuple[int, int]], cycle: int, gamma: float) -> list[float]:
-    """Returns a player's discounted payoff from each place of a path on."""
-    value = sum(gamma**t * payoff[a][b] for t, (a, b) in enumerate(path[cycle:])) / (1 - gamma ** (len(path) - cycle))
-    values = []
-    for a, b in reversed(path):
-        value = payoff[a][b] + gamma * value
-        values.append(value)
-    return values[::-1]
-
-
 def solve(payoffs: np.ndarray, gamma: float = 0.9, horizon: int | None = None, strict: bool = False) -> Solution | None:
-    """Returns the optimum for payoffs [2, m, n]: depth-first search with a bound over the paths of the docstring.
+    """Returns the optimum for payoffs [2, m, n]: depth-first search with a bound over the paths of the proof
+    (docstring of exact_stackelberg.py).
 
     `horizon`: the leader's mean over so many steps instead of the discounted one. `strict`: unique best replies only;
     None if no leader leaves the follower one.
     """
-    leader, follower = payoffs.tolist()
-    rows, columns = range(payoffs.shape[1]), range(payoffs.shape[2])
-    stay = [max(follower[a]) / (1 - gamma) for a in rows]  # the follower's value if the leader repeats an action
-    other = [[max((follower[a][c] for c in columns if c != b), default=-math.inf) for b in columns] for a in rows]
-    most, largest, margin = frontier(payoffs), payoffs[0].max(), TIE if strict else -TIE
+    leader, follower = payoffs
+    stay = follower.max(axis=1) / (1 - gamma)  # the follower's value if the leader repeats an action
+    # its best payoff in [m, n] but for that reply
+    other = np.where(np.eye(follower.shape[1], dtype=bool), -math.inf, follower[:, None]).max(axis=2)
+    gain, loss = np.subtract.outer(leader, leader), -np.subtract.outer(follower, follower)
+    trades = (gain > 0) & (loss > 0)
+    slopes = np.append(0, gain[trades] / loss[trades])  # prices of the follower's payoff in the leader's
     best = None
+
+    def share(k: int) -> float:
+        """What step k counts in the leader's return."""
+        return (1 - gamma) * gamma**k if horizon is None else (k < horizon) / horizon
+
+    @functools.cache
+    def bound_after(k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Prices of the follower's payoff, and the most that the steps from k on are worth to both at each of them."""
+        weight = share(0 if horizon else k)
+        prices, later = weight * slopes, gamma ** np.arange(max(horizon - k, 0) if horizon else 1)[:, None, None]
+        worth = (weight * leader.ravel() + later * prices[:, None] * follower.ravel()).max(axis=2).sum(axis=0)
+        if horizon is None:
+            return prices, worth / (1 - gamma)
+        return prices, worth + prices * gamma ** len(later) * stay.max()
+
+    @functools.cache
+    def visits(length: int, cycle: int) -> tuple[np.ndarray, np.ndarray]:
+        """How often play comes to each place of a path: discounted, from each place on, and for the leader's return."""
+        step = np.eye(length)[[*range(1, length), cycle]]
+        discounted = np.linalg.inv(np.eye(length) - gamma * step)
+        if horizon is None:
+            return discounted, (1 - gamma) * discounted[0]
+        return discounted, sum(np.linalg.matrix_power(step, t)[0] for t in range(horizon)) / horizon
 
     def close(path: list[tuple[int, int]], cycle: int) -> Solution | None:
         """Returns the path that returns to its place `cycle`, if the follower keeps to it."""
-        values = discounted(follower, path, cycle, gamma)
-        nodes = dict(enumerate(stay)) | {a: value for (a, _), value in zip(path, values, strict=True)}
-        threat = min(nodes, key=nodes.get)
-        margins = [v - other[a][b] - gamma * nodes[threat] for v, (a, b) in zip(values, path, strict=True)]
-        if min(margins) < margin:
+        (discounted, shares), pairs, nodes = visits(len(path), cycle), tuple(np.transpose(path)), stay.copy()
+        values = nodes[pairs[0]] = discounted @ follower[pairs]
+        margins = values - other[pairs] - gamma * nodes.min()
+        if margins.min() < (TIE if strict else -TIE):
             return None
-        if horizon is None:
-            mean = (1 - gamma) * discounted(leader, path, cycle, gamma)[0]
-        else:
-            played = itertools.islice(itertools.chain(path, itertools.cycle(path[cycle:])), horizon)
-            mean = sum(leader[a][b] for a, b in played) / horizon
-        return Solution(mean, (1 - gamma) * values[0], [], [], path, cycle, threat, margins)
+        table = np.full(leader.shape, nodes.argmin())
+        table[pairs] = pairs[0][[*range(1, len(path)), cycle]]
+        value, table = float(shares @ leader[pairs]), [path[0][0], *table.ravel().tolist()]
+        return Solution(value, (1 - gamma) * values[0], table, path, cycle, int(nodes.argmin()), margins.tolist())
 
     def extend(path: list[tuple[int, int]], needed: float, payoff: float):
         """Tries every next pair, the best bound first. `needed`: what the follower must have from here on, discounted
         to here; `payoff`: what the leader has had."""
         nonlocal best
-        k, extensions = len(path), []
-        for a in set(rows) - {a for a, _ in path}:
-            for b in columns:
-                rest = (max(needed, other[a][b] + gamma * min(stay)) - follower[a][b]) / gamma
-                bound = most((1 - gamma) * rest)
-                if horizon is None:
-                    so_far = payoff + (1 - gamma) * gamma**k * leader[a][b]
-                    bound = so_far + gamma ** (k + 1) * bound
-                else:
-                    so_far = payoff + (leader[a][b] / horizon if k < horizon else 0.0)
-                    bound = -math.inf if bound == -math.inf else so_far + max(1 - (k + 1) / horizon, 0.0) * largest
-                extensions.append((bound, a, b, rest, so_far))
-        for bound, a, b, rest, so_far in sorted(extensions, reverse=True):
-            if best is not None and bound <= best.value + TIE:
+        rest = (np.maximum(needed, other + gamma * stay.min()) - follower) / gamma
+        so_far, (prices, worth) = payoff + share(len(path)) * leader, bound_after(len(path) + 1)
+        bounds = so_far + (worth - prices * rest[..., None]).min(axis=-1)
+        bounds[rest > stay.max() + TIE] = bounds[[a for a, _ in path]] = -math.inf
+        for pair in zip(*np.unravel_index(np.argsort(-bounds, axis=None), bounds.shape), strict=True):
+            if bounds[pair] <= (best.value + TIE if best else -math.inf):
                 return
-            longer = [*path, (a, b)]
-            for cycle in range(k + 1):
+            longer = [*path, tuple(map(int, pair))]
+            for cycle in range(len(longer)):
                 solution = close(longer, cycle)
                 if solution and (best is None or solution.value > best.value + TIE):
                     best = solution
-            extend(longer, rest, so_far)
+            extend(longer, rest[pair], so_far[pair])
 
-    extend([], -math.inf, 0.0)
-    return best and best._replace(**tables(best, payoffs[1]))
+    extend([], follower.min() / (1 - gamma), 0.0)
+    return best
 
 
-def tables(solution: Solution, follower_payoff: np.ndarray) -> dict[str, list[int]]:
-    """Writes a path and its threat out as both players' tables, in the order start, (0, 0), (0, 1), ..."""
-    path, (rows, columns) = solution.path, follower_payoff.shape
-    leader = np.full((rows, columns), solution.threat)
-    for pair, (action, _) in zip(path, [*path[1:], path[solution.cycle]], strict=True):
-        leader[pair] = action
-    # Off the path every answer is the threat, so the follower plays for the moment.
+def replies_to(solution: Solution, follower_payoff: np.ndarray) -> list[int]:
+    """Returns the follower's table, [1 + m n]. Off the path every answer is the threat: it plays for the moment."""
     replies = follower_payoff.argmax(axis=1)
-    for action, reply in path:
+    for action, reply in solution.path:
         replies[action] = reply
-    leader = [path[0][0], *leader.ravel().tolist()]
-    return {"leader_table": leader, "follower_table": replies[leader].tolist()}
+    return replies[solution.leader_table].tolist()
 
 
 def main(args: Args) -> Solution | None:
@@ -228,7 +212,7 @@ def main(args: Args) -> Solution | None:
     print(f"""
   optimum            {solution.value:.6g} per step ({kind}), the follower's {solution.follower_value:.6g} (discounted)
   leader's policy    {solution.leader_table} at the start and after each pair of actions
-  follower's reply   {solution.follower_table}
+  follower's reply   {replies_to(solution, args.payoffs[1])}
   play               {arrow}, then again from {solution.path[solution.cycle]}; after any other pair: {solution.threat}
   a deviation costs  {", ".join(f"{margin:.6g}" for margin in solution.margins)} (in the follower's discounted payoff)
   proved             for deterministic memory-1 leaders and stationary followers discounted by {args.gamma}""")

@@ -109,7 +109,7 @@ def test_the_tables_are_worth_what_is_claimed(strict, horizon):
         solution = exact.solve(payoffs, GAMMA, None if size == 5 else horizon, strict)
         leader = np.array([solution.leader_table])
         q_values, _ = best_replies(payoffs, leader)
-        assert q_values[0].argmax(axis=-1)[0] == solution.follower_table[0]
+        assert q_values[0].argmax(axis=-1)[0] == exact.replies_to(solution, payoffs[1])[0]
         value = leader_values(payoffs, leader, None if size == 5 else horizon, -1)
         assert solution.value == pytest.approx(value[0], abs=1e-6)
         assert solution.follower_value == pytest.approx((1 - GAMMA) * q_values[0, 0].max(), abs=1e-6)

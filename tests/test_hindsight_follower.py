@@ -4,12 +4,13 @@ import itertools
 import re
 from pathlib import Path
 
+import exact_stackelberg as exact
 import hindsight_follower as script
 import numpy as np
 import pytest
 import torch
 from conftest import parse
-from test_exact_stackelberg import all_leaders, best_replies
+from test_exact_stackelberg import all_leaders, best_replies, leader_values, random_payoffs
 
 ROOT = Path(__file__).parent.parent
 QUICK = ("--rounds", 5, "--leader-updates", 30)
@@ -21,46 +22,76 @@ def the_script():
     return script
 
 
-def matrix_game(payoffs, num_steps=10):
-    return script.Game(script.MatrixGame(np.asarray(payoffs, dtype=float), num_steps), "leader")
+def matrix_game(payoffs):
+    """The flags of a game with payoffs [2, rows, columns], as they are parsed."""
+    leader, follower = (player.ravel() for player in np.asarray(payoffs))
+    flags = "--leader-actions", len(payoffs[0]), "--leader-payoff", *leader, "--follower-payoff", *follower
+    return parse(script, *flags)
 
 
 @pytest.mark.parametrize("shape", [(2, 2), (2, 3), (3, 2)])
 def test_planning_on_the_true_model_is_exact(shape):
     payoffs, leaders = np.random.default_rng(1).random((2, *shape)), all_leaders(*shape)
-    game = matrix_game(payoffs)
-    model = script.complete_model(game)
-    q_values = script.follower_values(model, torch.tensor(leaders), 0.9)[0] * model.scale[1]
+    args = matrix_game(payoffs)
+    model = script.complete_model(args)
+    q_values, values = (x * model.scale[1] for x in script.follower_values(args, model, torch.tensor(leaders)))
     expected, following = best_replies(payoffs, leaders)
-    np.testing.assert_allclose(q_values, expected, atol=2e-3)
+    np.testing.assert_allclose(q_values, expected, atol=1e-6)
+    np.testing.assert_allclose(values, expected.max(axis=-1), atol=1e-6)
 
     # imagined episodes are real ones
     replies = q_values.argmax(-1)
-    imagined = script.imagine(model, torch.tensor(leaders), replies).numpy() * model.scale[:, None]
+    imagined = script.imagine(model, torch.tensor(leaders), replies).numpy() * model.scale.numpy()[:, None]
     for i in range(0, len(leaders), 7):
-        episode = game.play(leaders[i], lambda s, _, i=i: replies[i, s[1]], 0)
+        episode = script.play(args, leaders[i], lambda s, _, i=i: replies[i, s[1]], 0)
         assert len(episode) == 10
-        np.testing.assert_allclose(imagined[:, i], np.sum([t.rewards for t in episode], axis=0), atol=1e-4)
+        np.testing.assert_allclose(imagined[:, i], np.sum([t.rewards for t in episode], axis=0), atol=1e-9)
         assert all(following[i, t.state[0], t.actions[1]] == t.next_state[0] for t in episode)
+
+
+def test_solve_agrees_with_exact_stackelberg():
+    """Two searches for one optimum: all paths here, a bound there; also with ties, and in uneven games."""
+    shapes = [(2, 2), (3, 3), (4, 4), (2, 4), (3, 2), (1, 3), (3, 1)]
+    for number, (shape, ties) in enumerate(itertools.product(shapes, (False, True, False, True, False))):
+        payoffs = random_payoffs(number, *shape, ties)
+        args = matrix_game(payoffs)
+        optimistic, strict = (exact.solve(payoffs, args.gamma, args.num_steps, strict) for strict in (False, True))
+        assert args.optimum.value == pytest.approx(optimistic.value, abs=1e-8)
+        assert args.optimum.pessimistic == pytest.approx(strict and strict.value, abs=1e-8)
+        # the table is worth it, by a follower that breaks ties for the leader
+        leader = np.array([args.optimum.leader_table])
+        assert leader_values(payoffs, leader, args.num_steps, 1)[0] >= args.optimum.value - 1e-6
+
+
+def test_values_of_given_replies_and_of_what_the_follower_cannot_tell_apart():
+    """A follower that sees nothing: by hand, the mean over the states in which it was seen to play."""
+    args = matrix_game(np.zeros((2, 2, 2)))
+    args.num_observations = [2, 1]
+    step = script.Transition(None, 0, (0, 0), (0, 0), (0.0, 1.0), (1, 0), False)
+    steps = [step, step._replace(state=(1, 0), rewards=(0.0, 4.0), terminated=True)]
+    steps += [step._replace(actions=(0, 1), rewards=(0.0, 2.0), terminated=True)] * 3
+    model = script.make_model(args, steps)
+    table = torch.tensor([[0, 0]])
+    for replies, value in ((None, 2.5 / (1 - 0.9 / 2)), ([[0]], 2.5 / (1 - 0.9 / 2)), ([[1]], 2.0)):
+        _, values = script.follower_values(args, model, table, replies and torch.tensor(replies))
+        assert values.item() * model.scale[1] == pytest.approx(value)
 
 
 def test_what_was_seen_is_all_that_the_model_knows():
     """Means of rewards and shares of next states, by how often they were seen; the end and what was never tried."""
-    game = matrix_game(np.zeros((2, 2, 2)))
-    step = script.Transition(0, (0, 0), (1, 0), (2.0, 4.0), (3, 3), False)
+    args = matrix_game(np.zeros((2, 2, 2)))
+    step = script.Transition(None, 0, (0, 0), (1, 0), (2.0, 4.0), (3, 3), False)
     steps = [step, step, step._replace(next_state=(4, 4), rewards=(5.0, -5.0)), step._replace(terminated=True)]
-    model = script.make_model(game, [*steps, step._replace(t=1, state=(3, 3), rewards=(-1.0, 1.0), terminated=True)])
+    model = script.make_model(args, [*steps, step._replace(t=1, state=(3, 3), rewards=(-1.0, 1.0), terminated=True)])
     assert model.scale.tolist() == [6, 9] and model.horizon == 2
-    states = [(0, 0), (3, 3), (4, 4)]
-    assert model.leader_observation.tolist() == [s for s, _ in states] and model.start.tolist() == [1, 0, 0, 0]
-    np.testing.assert_allclose(model.rewards[:, 0, 1, 0] * torch.tensor(model.scale), [11 / 4, 7 / 4], atol=1e-6)
-    after = dict(zip(model.next_state[0, 1, 0].tolist(), model.probability[0, 1, 0].tolist(), strict=True))
-    assert after == {1: 0.5, 2: 0.25, 3: 0.25}
+    assert model.states.tolist() == [[0, 0], [3, 3], [4, 4]] and model.start.tolist() == [1, 0, 0]
+    np.testing.assert_allclose(model.rewards[:, 0, 1, 0] * model.scale, [11 / 4, 7 / 4], atol=1e-6)
+    assert model.next_state[0, 1, 0].tolist() == [0, 0.5, 0.25]  # and 0.25 that the game ends
     assert model.tried[0].tolist() == [[0, 0], [4, 0]]
-    np.testing.assert_allclose(model.rewards[:, 0, 0, 0] * torch.tensor(model.scale), [-1, -5], atol=1e-6)
+    np.testing.assert_allclose(model.rewards[:, 0, 0, 0] * model.scale, [-1, -5], atol=1e-6)
 
     table = torch.tensor([[1, 0, 0, 1, 0]])
-    (q_values,), _ = script.follower_values(model, table, 0.9)
+    (q_values,), _ = script.follower_values(args, model, table)
     q_values = q_values * model.scale[1]
     # only the leader that answers 1 at the start and in observation 3 can have brought these transitions
     nothing_known = -5 / (1 - 0.9)
@@ -70,23 +101,19 @@ def test_what_was_seen_is_all_that_the_model_knows():
 
 def test_relabelled_contexts_give_the_answer_that_was_seen(monkeypatch):
     args = parse(script, "--follower", "network", "--follower-updates", 20)
-    game = script.Game(args.env, "leader")
-    experience, follower = script.Experience(game), script.Follower(game, args)
-    rng, seen = np.random.default_rng(0), []
-    for k in range(4):
-        table, reply = experience.least_tried(rng)
-        experience.add(game.play(table, reply, k), table)
-    forward = script.FollowerNetwork.forward
+    experience, follower, seen, inputs = script.Experience(args), script.Follower(args), [], script.Follower.inputs
+    for _ in range(4):
+        experience.explore()
 
     def spy(self, context, observation):
         seen.append((context.clone(), observation.clone()))
-        return forward(self, context, observation)
+        return inputs(self, context, observation)
 
-    monkeypatch.setattr(script.FollowerNetwork, "forward", spy)
+    monkeypatch.setattr(script.Follower, "inputs", spy)
     near = torch.ones(3, 5, dtype=torch.long)
-    follower.learn(experience, script.make_model(game, experience.transitions), near)
+    follower.learn(experience.transitions, script.make_model(args, experience.transitions), near)
     answered = {(t.state[0], t.actions[0]) for t in experience.transitions}
-    contexts, observations = map(torch.cat, zip(*seen[2::3], strict=True))
+    contexts, observations = map(torch.cat, zip(*seen[1::2], strict=True))
     rows = torch.arange(len(contexts))
     pairs = set(zip(observations.tolist(), contexts[rows, observations].tolist(), strict=True))
     assert pairs == answered  # of what was seen, all, and nothing else

@@ -28,7 +28,7 @@ LIMITS = {
     "es_md_matrix": 430,
     "no_regret_follower": 430,
     "diff_md_matrix": 310,
-    "hindsight_follower": 830,
+    "hindsight_follower": 650,
     "exact_stackelberg": 250,
     "vectorized_ppo_matrix": 569,
     "two_followers_matrix": 430,

@@ -3,27 +3,27 @@
 # dependencies = ["numpy==2.4.6", "scipy==1.17.1", "tensorboard==2.21.0", "torch==2.13.0", "tqdm==4.70.1",
 #   "tyro==1.0.17", "wandb==0.31.0"]
 # ///
-"""Commitments that mix: Stackelberg leaders that are stochastic, and queries that can tell.
+"""Commitments that mix: leaders that are stochastic, and queries that can tell.
 
     python ablations/mixed_commitment_matrix.py --env-id prisoners_dilemma
-    python ablations/mixed_commitment_matrix.py --env-id assurance-battle     # leader's payoffs of one, follower's of the other
+    python ablations/mixed_commitment_matrix.py --env-id assurance-battle    # payoffs of the leader's, the follower's game
     python ablations/mixed_commitment_matrix.py --num-steps 1 --leader-payoff 2 4 1 3 --follower-payoff 1 0 0 1
-    python ablations/mixed_commitment_matrix.py --random-games 5              # 2 x 2: default_rng(number).random((2, 2, 2))
+    python ablations/mixed_commitment_matrix.py --random-games 5             # 2 x 2: default_rng(number).random((2, 2, 2))
 
-Definition 2 of "Oracles & Followers" allows a leader that mixes; answers to queries that are single actions do not. A
-memory-1 leader is a probability of each action in each observation here. It is asked for them (`--queries
-probabilities`), or for K actions in each observation, of which the follower sees the shares (`--queries K`). With K = 1
-that is the paper's query, and a leader is paid for differing from its answers.
+Definition 2 of "Oracles & Followers" allows leaders that mix; answers to queries that are single actions do not. Here a
+leader is a probability of each action in each observation. It is asked for them (`--queries probabilities`), or for K
+actions in each observation, of which the follower sees the shares (`--queries K`). With K = 1 that is the paper's query,
+and a leader is paid for differing from its answers.
 
-The best commitment leaves the follower indifferent, and is worth nothing: a follower that is a little wrong, or breaks a
-tie against the leader, does something else there. So a leader counts the worst of all replies that are within a margin of
-the best, and what decides is its guaranteed return: against an exact best response, ties against it.
+The best commitment leaves the follower indifferent, and is worth nothing: a follower that is a little wrong, or breaks
+a tie against the leader, does something else there. So a leader counts the worst of all replies within a margin of the
+best, and what decides is its guaranteed return: against an exact best response, ties against it.
 
-`--follower planning` evaluates all of the follower's tables on what was seen. `--follower network` learns what each table
-is worth to it against each leader, by temporal differences on relabelled transitions: one with the leader's action a is
-valid for every leader, weighted by the probability with which that leader takes a. There is no maximum in the target.
-The follower of this game keeps to one table for its ten steps, which is the best reply of no discounted problem: leaders
-at the edge of what a follower discounted by 0.9 bears are beyond what the game's follower does.
+`--follower planning` evaluates all of the follower's tables on what was seen, and its leader climbs in that model.
+`--follower network` learns what each table is worth to it against each leader, by temporal differences on relabelled
+transitions: one with the leader's action a is valid for every leader, weighted by the probability with which that leader
+takes a. The target has no maximum, for a follower that keeps to one table for ten steps solves no discounted problem:
+leaders at the edge of what a follower discounted by 0.9 bears are beyond what this one bears.
 """
 
 import itertools
@@ -60,8 +60,8 @@ class Args:
     """folder that the run's own folder is made in"""
 
     env_id: str = "prisoners_dilemma"
-    """a game of the paper's Table 3, as they are named below (`PAYOFFS`), or LEADER-FOLLOWER, the leader's payoffs of one
-    and the follower's of another: all 144 strict ordinal 2 x 2 games"""
+    """a game of the paper's Table 3, as they are named below (`PAYOFFS`), or LEADER-FOLLOWER, the leader's payoffs of
+    one and the follower's of another: all 144 strict ordinal 2 x 2 games"""
     leader_payoff: tuple[float, ...] = ()
     """your own matrix game: the leader's payoffs, row by row (row = leader's action, column = follower's action)"""
     follower_payoff: tuple[float, ...] = ()
@@ -78,7 +78,7 @@ class Args:
     """combined environment steps, queries included; default: an episode for each (observation, leader's action,
     follower's action)"""
     rounds: int | None = None
-    """so often, evenly over the steps, follower and leader learn from what was seen; default: 4, network 10"""
+    """so often, evenly over the steps, follower and leader learn from what was seen; default: 2, network 10"""
 
     queries: int | Literal["probabilities"] = "probabilities"
     """in each observation, the leader is asked for its probabilities or for so many actions, of which the follower sees
@@ -167,15 +167,6 @@ def payoffs_of(args: Args) -> np.ndarray:
     return np.array([PAYOFFS[leader], np.transpose(PAYOFFS[follower or leader])], dtype=np.float64)
 
 
-class Transition(NamedTuple):
-    """A step of a real episode."""
-
-    observation: int
-    actions: tuple[int, int]
-    rewards: tuple[float, float]
-    next_observation: int
-
-
 class MatrixGame:
     """An iterated 2 x 2 game of `num_steps` steps, or an m x n game of one.
 
@@ -187,79 +178,75 @@ class MatrixGame:
         self.payoffs, self.num_steps = payoffs, num_steps
         _, self.rows, self.columns = payoffs.shape
         self.num_observations = 1 if num_steps == 1 else 1 + self.rows * self.columns
+        self.shape = self.num_observations, self.rows, self.columns
         self.scale = np.ptp(payoffs, axis=(1, 2)) / 3  # of each player
         self.scale[self.scale == 0] = 1
 
-    def step(self, observation: int, a: int, b: int) -> Transition:
-        """Both act at once."""
-        after = 0 if self.num_steps == 1 else 1 + self.columns * a + b
-        return Transition(observation, (a, b), tuple(self.payoffs[:, a, b].tolist()), after)
-
-    def play(self, leader: np.ndarray, reply, rng: np.random.Generator) -> list[Transition]:
-        """An episode of a leader [observations, its actions], probabilities; the follower plays `reply(observation,
-        leader's action)`."""
-        episode, observation = [], 0
-        for _ in range(self.num_steps):
-            a = int(rng.choice(self.rows, p=leader[observation]))
-            episode.append(self.step(observation, a, int(reply(observation, a))))
-            observation = episode[-1].next_observation
-        return episode
+    def step(self, a: int, b: int) -> tuple[np.ndarray, int]:
+        """Both act at once; returns their rewards and what they observe next."""
+        return self.payoffs[:, a, b], 0 if self.num_steps == 1 else 1 + self.columns * a + b
 
 
-# ---------------------------------------------------------------------------------------- what was seen, and what it says
+# ------------------------------------------------------------------------------------- what was seen, and what it says
 class Experience:
-    """All real transitions so far, and how often what was tried."""
+    """How often what was tried in real steps, and what came of it: sums for each (observation, both actions)."""
 
     def __init__(self, game: MatrixGame):
-        self.game, self.transitions = game, []
-        self.tried = np.zeros((game.num_observations, game.rows, game.columns), dtype=int)
+        self.game, self.count = game, np.zeros(game.shape)
+        self.rewards, self.following = np.zeros((2, *game.shape)), np.zeros((*game.shape, game.num_observations))
 
-    def add(self, episode: list[Transition]) -> None:
-        """Adds an episode."""
-        self.transitions += episode
-        for t in episode:
-            self.tried[t.observation, *t.actions] += 1
+    def step(self, observation: int, a: int, b: int) -> int:
+        """A real step; returns the next observation."""
+        rewards, after = self.game.step(a, b)
+        self.count[observation, a, b] += 1
+        self.rewards[:, observation, a, b] += rewards
+        self.following[observation, a, b, after] += 1
+        return after
 
-    def least_tried(self, rng: np.random.Generator):
-        """Returns a deterministic leader, and the replies to it, that were tried least; ties by chance."""
-        tried = self.tried.sum(-1)
-        leader = np.eye(self.game.rows)[(tried + rng.random(tried.shape)).argmin(-1)]
-        return leader, lambda o, a: (self.tried[o, a] + rng.random(self.game.columns)).argmin()
+    def play(self, rng: np.random.Generator) -> None:
+        """An episode of a deterministic leader, and replies to it, that were tried least; ties by chance."""
+        tried, observation = self.count.sum(-1), 0
+        leader = (tried + rng.random(tried.shape)).argmin(-1)
+        for _ in range(self.game.num_steps):
+            a = leader[observation]
+            b = (self.count[observation, a] + rng.random(self.game.columns)).argmin()
+            observation = self.step(observation, a, b)
 
 
 class Model(NamedTuple):
-    """Means of what was seen, for each of the T tables of the follower, O observations and A leader's actions."""
+    """Means of what was seen, in O observations, of A leader's and B follower's actions, and for the T tables of the
+    follower. What was not tried has the least reward that was seen, and leads back to the start."""
 
+    seen: np.ndarray  # [O, A, B]
+    rewards: np.ndarray  # [2, O, A, B]
+    following: np.ndarray  # [O, A, B, O], probabilities of the next observation
     tables: np.ndarray  # [T, O], the follower's action
-    rewards: np.ndarray  # [T, O A, 2], of both players, per step; of what was not tried the least that was seen
-    following: np.ndarray  # [T, O A, O], probabilities of the next observation
+    table_rewards: np.ndarray  # [T, O A, 2]
+    table_following: np.ndarray  # [T, O A, O]
     num_steps: int
 
 
-def make_model(game: MatrixGame, transitions: list[Transition]) -> Model:
+def make_model(experience: Experience) -> Model:
     """Returns the means of all that was seen."""
-    shape = game.num_observations, game.rows, game.columns
-    count, rewards, following = np.zeros(shape), np.zeros((2, *shape)), np.zeros((*shape, shape[0]))
-    cells = tuple(np.array([(t.observation, *t.actions) for t in transitions]).T)
-    received = np.array([t.rewards for t in transitions]).T
-    np.add.at(count, cells, 1)
-    np.add.at(following, (*cells, [t.next_observation for t in transitions]), 1)
-    for player in range(2):
-        np.add.at(rewards[player], cells, received[player])
-    rewards = np.where(count > 0, rewards / np.maximum(count, 1), received.min(1)[:, None, None, None])
-    following[count == 0, 0] = 1  # as if it led back to the start
-    following /= following.sum(-1, keepdims=True)
+    game, seen = experience.game, experience.count > 0
+    means = experience.rewards / np.maximum(experience.count, 1)
+    rewards = np.where(seen, means, means[:, seen].min(1)[:, None, None, None])
+    following = experience.following / np.maximum(experience.count, 1)[..., None]
+    following[~seen, 0] = 1
 
-    tables = np.array(list(itertools.product(range(shape[2]), repeat=shape[0])))
-    at = np.arange(shape[0])[:, None], np.arange(shape[1]), tables[:, :, None]  # [T, O, A]
-    of_tables = np.moveaxis(rewards[:, *at], 0, -1).reshape(len(tables), -1, 2)
-    return Model(tables, of_tables, following[at].reshape(len(tables), -1, shape[0]), game.num_steps)
+    tables = np.array(list(itertools.product(range(game.columns), repeat=game.num_observations)))
+    at = np.arange(game.num_observations)[:, None], np.arange(game.rows), tables[:, :, None]  # [T, O, A]
+    table_rewards = np.moveaxis(rewards[:, *at], 0, -1).reshape(len(tables), -1, 2)
+    table_following = following[at].reshape(len(tables), -1, game.num_observations)
+    return Model(seen, rewards, following, tables, table_rewards, table_following, game.num_steps)
 
 
 def complete_model(game: MatrixGame) -> Model:
     """Returns the true model."""
-    cells = itertools.product(range(game.num_observations), range(game.rows), range(game.columns))
-    return make_model(game, [game.step(*cell) for cell in cells])
+    experience = Experience(game)
+    for cell in np.ndindex(game.shape):
+        experience.step(*cell)
+    return make_model(experience)
 
 
 def returns(model: Model, leaders: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -271,15 +258,20 @@ def returns(model: Model, leaders: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     for _ in range(model.num_steps):
         acts = (here[..., None] * leaders).reshape(num_tables, len(leaders), -1)  # [T, n, O A]
         visits = visits + acts
-        here = acts @ model.following
-    leader, follower = np.moveaxis(visits @ model.rewards, 2, 0) / model.num_steps
+        here = acts @ model.table_following
+    leader, follower = np.moveaxis(visits @ model.table_rewards, 2, 0) / model.num_steps
     return leader.T, follower.T
 
 
-def worst_reply(leader_returns: np.ndarray, follower_values: np.ndarray, margin: float) -> np.ndarray:
-    """Returns what leaders get, [n], from the worst of the follower's tables within the margin of the best, [n, T]."""
-    best = follower_values.max(axis=1, keepdims=True)
-    return np.where(follower_values >= best - margin, leader_returns, np.inf).min(axis=1)
+def worst_reply(leader_returns: np.ndarray, follower_values: np.ndarray, margin: float, price=np.inf) -> np.ndarray:
+    """Returns what leaders get, [n], from the worst of the follower's tables within the margin of the best, [n, T].
+
+    With a finite price: from the table that they like best, at that price for what it costs the follower.
+    """
+    gaps = follower_values.max(axis=1, keepdims=True) - follower_values
+    worst = np.where(gaps <= margin, leader_returns, np.inf).min(axis=1)
+    bribed = (leader_returns - np.where(np.isfinite(price), price, 0).reshape(-1, 1) * gaps).max(axis=1)
+    return np.where(np.isfinite(price), bribed, worst)
 
 
 # ------------------------------------------------------------------------------------------------------- the follower
@@ -306,7 +298,7 @@ class Follower:
     """The oracle: what each of its tables is worth to it against a leader's answers, by planning or by a network."""
 
     def __init__(self, game: MatrixGame, args: Args):
-        self.game, self.args, self.model, self.updates = game, args, None, 0
+        self.game, self.args, self.model = game, args, None
         if args.follower == "network":
             self.network, self.target = TableNetwork(game), TableNetwork(game)
             self.target.load_state_dict(self.network.state_dict())
@@ -319,55 +311,43 @@ class Follower:
         leader_returns, follower_returns = returns(self.model, answers)
         if self.args.follower == "network":
             tables = F.one_hot(torch.as_tensor(self.model.tables), self.game.columns).float()
-            leaders, start = torch.tensor(answers, dtype=torch.float32)[:, None], torch.eye(self.game.num_observations)[0]
-            values = self.network(leaders, tables, start)[..., -1].double().numpy()
+            leaders = torch.tensor(answers, dtype=torch.float32)[:, None]
+            values = self.network(leaders, tables, torch.eye(self.game.num_observations)[0])[..., -1].double().numpy()
             follower_returns = values * self.game.scale[1] / self.game.num_steps
         return leader_returns, follower_returns
 
     def relabel(self, leaders: torch.Tensor, observation: torch.Tensor, reply: torch.Tensor):
-        """Returns what follows for these leaders [n, O, A], where they are in an observation [n] and the follower
-        replies [n]: a transition that was seen for each of the leader's actions, [n, A], and its weight, [n, A].
+        """Returns what was seen that is valid for leaders [n, O, A] in an observation [n] where the follower replies
+        [n]: its rewards [n, A] and the next observations [n, A, O] of each action of the leader's, and their weights
+        [n, A], the probabilities with which these leaders take them, as shares of what was seen."""
+        seen, rewards, following = (
+            torch.tensor(x, dtype=torch.float32)[observation, :, reply]
+            for x in (self.model.seen, self.model.rewards[1] / self.game.scale[1], self.model.following)
+        )
+        weights = leaders[torch.arange(len(leaders)), observation] * seen
+        return rewards, following, weights / weights.sum(-1, keepdim=True).clamp(min=1e-9)
 
-        A weight is the probability of the action, as a share of that of all actions that were seen there.
-        """
-        first, count = self.first[observation, :, reply], self.count[observation, :, reply]
-        picked = self.order[(first + (torch.rand(count.shape) * count).long()).clamp(max=len(self.order) - 1)]
-        weight = leaders[torch.arange(len(leaders)), observation] * (count > 0)
-        return picked, weight / weight.sum(-1, keepdim=True).clamp(min=1e-9)
-
-    def index(self, transitions: list[Transition]) -> None:
-        """Sorts transitions by (observation, both actions), for `relabel`."""
-        game = self.game
-        shape = game.num_observations, game.rows, game.columns
-        cells = torch.tensor([np.ravel_multi_index((t.observation, *t.actions), shape) for t in transitions])
-        self.order, count = cells.argsort(stable=True), cells.bincount(minlength=math.prod(shape))
-        self.first, self.count = (x.view(shape) for x in (count.cumsum(0) - count, count))
-        self.reward = torch.tensor([t.rewards[1] for t in transitions]) / float(game.scale[1])
-        self.following = torch.tensor([t.next_observation for t in transitions])
-
-    def learn(self, transitions: list[Transition], model: Model, near: np.ndarray, learning_rate: float) -> float | None:
+    def learn(self, model: Model, near: np.ndarray, learning_rate: float) -> float | None:
         """Temporal differences on relabelled transitions; half of the leaders are random, half are like those of
-        `near`, [n, O, A], logits. Returns the last loss; a follower that plans has none."""
-        self.model, args, game = model, self.args, self.game
-        if args.follower == "planning":
+        `near`, logits [n, O, A]. Returns the last loss; a follower that plans has none."""
+        self.model, n, num_steps = model, self.args.follower_batch_size, self.game.num_steps
+        if self.args.follower == "planning":
             return None
-        self.index(transitions)
-        near, eye, n = torch.tensor(near, dtype=torch.float32), torch.eye(game.num_observations), args.follower_batch_size
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        for _ in range(args.follower_updates):
-            logits = LOGIT_STD * torch.randn(n, *near.shape[1:])
-            logits[::2] = near[torch.randint(len(near), (len(logits[::2]),))] + 0.2 * logits[::2] / LOGIT_STD
-            leaders, table = logits.softmax(-1), torch.as_tensor(model.tables)[torch.randint(len(model.tables), (n,))]
-            observation = torch.randint(game.num_observations, (n,))
-            picked, weight = self.relabel(leaders, observation, table[torch.arange(n), observation])
-            table = F.one_hot(table, game.columns).float()
+        near, tables = torch.tensor(near, dtype=torch.float32), torch.as_tensor(model.tables)
+        self.optimizer.param_groups[0]["lr"] = learning_rate
+        for _ in range(self.args.follower_updates):
+            noise = torch.randn(n, *near.shape[1:])
+            logits = torch.cat([LOGIT_STD * noise[::2], near[torch.randint(len(near), (n // 2,))] + 0.2 * noise[1::2]])
+            leaders, table = logits.softmax(-1), tables[torch.randint(len(tables), (n,))]
+            observation = torch.randint(self.game.num_observations, (n,))
+            rewards, following, weights = self.relabel(leaders, observation, table[torch.arange(n), observation])
+            table = F.one_hot(table, self.game.columns).float()
             with torch.no_grad():
-                target = self.reward[picked][..., None].repeat(1, 1, game.num_steps)  # [n, A, N]
-                after = self.target(leaders[:, None], table[:, None], eye[self.following[picked]])
-                target[..., 1:] += after[..., :-1]
-                target = (weight[..., None] * target).sum(1)
-            loss = F.mse_loss(self.network(leaders, table, eye[observation]), target)
+                to_go = self.target(leaders[:, None], table[:, None], following)  # [n, A, N]: of 1, ..., N steps
+                to_go = torch.cat([torch.zeros_like(to_go[..., :1]), to_go], -1)[..., :num_steps]
+                target = (weights[..., None] * (rewards[..., None] + to_go)).sum(1)
+            start = torch.eye(self.game.num_observations)[observation]
+            loss = F.mse_loss(self.network(leaders, table, start), target)
             if not loss.isfinite():
                 raise SystemExit("the follower's training diverged: lower --follower-learning-rate")
             self.optimizer.zero_grad()
@@ -380,6 +360,7 @@ class Follower:
 
 # --------------------------------------------------------------------------------------------------------- the leader
 LOGIT_STD = 2.0  # of the logits of random leaders
+MARGIN = {"planning": 1e-4, "network": 0.05}
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -390,41 +371,44 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 def search(worth, num_observations: int, num_actions: int, args: Args, rng: np.random.Generator, known=()):
     """Evolution of populations side by side, on logits; each begins with the best of random leaders, of deterministic
-    ones and of those that are `known`. `worth` leaders [n, O, A] -> [n].
+    ones and of those that are `known`. `worth` leaders [n, O, A], prices [n] -> [n].
 
-    Returns the logits of the last generation [n, O, A], the best first, and their worth [n].
+    A leader at the edge of what the follower bears may be surrounded by worse ones. So in the first half of the
+    generations every other population may choose the follower's table, at a price that rises until it is at the edge.
+    Returns the logits of the two best of each population [n, O, A], and the mean worth of all in the last generation.
     """
-    groups, keep, step = args.num_searches, args.population // 8, LOGIT_STD
-    logits = rng.normal(0, LOGIT_STD, (args.num_leaders, num_observations, num_actions))
+    groups, keep, step, shape = args.num_searches, args.population // 8, LOGIT_STD, (num_observations, num_actions)
+    logits = rng.normal(0, LOGIT_STD, (args.num_leaders, *shape))
     tables = itertools.islice(itertools.product(np.eye(num_actions), repeat=num_observations), args.num_leaders // 2)
-    logits = np.concatenate([*known, 20 * np.array(list(tables)), logits])
-    best = np.argsort(-worth(softmax(logits)), kind="stable")[: groups * keep]
-    parents = logits[best].reshape(keep, groups, num_observations, num_actions).swapaxes(0, 1)
-    for _ in range(args.generations):
+    logits = np.concatenate([*([known] if len(known) else []), 20 * np.array(list(tables)), logits])
+    orders = [np.argsort(-worth(softmax(logits), np.full(len(logits), price))) for price in (np.inf, 1.0)]
+    parents = np.stack([logits[orders[k % 2][k // 2 :: (groups + 1) // 2][:keep]] for k in range(groups)])
+    for generation in range(args.generations):
         children = parents.repeat(args.population // keep - 1, axis=1)
         children = children + step * rng.standard_normal(children.shape)
-        candidates = np.concatenate([parents, children], axis=1)  # [groups, population, O, A]
-        values = worth(softmax(candidates).reshape(-1, num_observations, num_actions)).reshape(groups, -1)
+        candidates = np.concatenate([parents, children], axis=1)  # [populations, leaders, O, A]
+        prices = np.full(candidates.shape[:2], np.inf)
+        if 2 * generation < args.generations:
+            prices[1::2] = 100 ** (2 * generation / args.generations)
+        values = worth(softmax(candidates).reshape(-1, *shape), prices.ravel()).reshape(groups, -1)
         best = np.argsort(-values, axis=1, kind="stable")
         parents = np.take_along_axis(candidates, best[:, :keep, None, None], axis=1)
         step *= 0.92
-    order = np.argsort(-values.ravel(), kind="stable")
-    return candidates.reshape(-1, num_observations, num_actions)[order], values.ravel()[order]
+    return parents[:, :2].reshape(-1, *shape), values.mean()
 
 
-def make_worth(follower: Follower, args: Args, rng: np.random.Generator, samples: int | None = None):
+def make_worth(follower: Follower, args: Args, rng: np.random.Generator, samples: int):
     """Returns the function from leaders [n, O, A] to what they are worth in imagined episodes, [n].
 
     Asked for probabilities, a leader plays as it answers, and counts the worst reply within the margin. Asked for K
     actions, it does not: its worth is that of its POMDP, the mean over its answers of what it gets from the replies.
     """
-    margin = args.margin if args.margin is not None else {"planning": 1e-4, "network": 0.05}[args.follower]
-    margin, samples = margin * follower.game.scale[1], samples or args.answer_samples
+    margin, scale = args.margin or MARGIN[args.follower], follower.game.scale
 
-    def of_probabilities(leaders: np.ndarray) -> np.ndarray:
-        return worst_reply(*follower.values(leaders), margin)
+    def of_probabilities(leaders: np.ndarray, price: np.ndarray | float = np.inf) -> np.ndarray:
+        return worst_reply(*follower.values(leaders), margin * scale[1], price * scale[0] / scale[1])
 
-    def of_actions(leaders: np.ndarray) -> np.ndarray:
+    def of_actions(leaders: np.ndarray, _=None) -> np.ndarray:
         answers = rng.multinomial(args.queries, leaders, size=(samples, *leaders.shape[:2])) / args.queries
         replies = follower.values(answers.reshape(-1, *leaders.shape[1:]))[1].argmax(1).reshape(samples, -1)
         return np.take_along_axis(returns(follower.model, leaders)[0], replies.T, axis=1).mean(1)
@@ -458,12 +442,12 @@ def commitment(leader: np.ndarray, follower: np.ndarray, margin: float = 0.0) ->
     best = -math.inf, np.full(len(leader), 1 / len(leader))
     for column in range(leader.shape[1]):
         same = (follower == follower[:, [column]]).all(0) if margin else np.arange(leader.shape[1]) == column
-        gaps = (follower - follower[:, [column]])[:, ~same].T  # mixture and what it is worth: others are no better,
-        constraints = np.block([[gaps, np.zeros((len(gaps), 1))], [-leader[:, same].T, np.ones((same.sum(), 1))]])
-        limits = np.append(np.full(len(gaps), -margin), np.zeros(same.sum()))  # and no column that is the same worth less
-        rows = len(leader)
-        one, bounds = np.append(np.ones(rows), 0)[None], [(0, 1)] * rows + [(None, None)]
-        solved = linprog(-np.eye(rows + 1)[-1], constraints, limits, one, [1], bounds, method="highs")
+        gaps = (follower - follower[:, [column]])[:, ~same].T  # the others are no better,
+        worth = np.column_stack([-leader[:, same].T, np.ones(same.sum())])  # and the leader gets no less from the same
+        constraints, limits = np.vstack([np.pad(gaps, ((0, 0), (0, 1))), worth]), np.repeat(-margin, len(gaps))
+        limits, one = np.append(limits, np.zeros(len(worth))), np.append(np.ones(len(leader)), 0)[None]
+        bounds = [(0, 1)] * len(leader) + [(None, None)]
+        solved = linprog([0] * len(leader) + [-1], constraints, limits, one, [1], bounds, method="highs")
         if solved.status == 0 and -solved.fun > best[0]:
             best = -solved.fun, solved.x[:-1]
     return best
@@ -472,24 +456,22 @@ def commitment(leader: np.ndarray, follower: np.ndarray, margin: float = 0.0) ->
 def upper_bounds(model: Model) -> np.ndarray:
     """Returns, for each table of the follower [T], more than which no leader gets while it is a best reply.
 
-    Whatever a leader does, one of the follower's tables leaves the follower what it is sure of: the most over tables of
-    the least over leaders, even leaders with a clock (backward induction). So a bound is the leader's largest return
-    against the table, with a clock, that leaves the follower that much: a linear programme in how often the leader takes
-    which action in which observation and step.
+    Whatever a leader does, the follower is sure of the most over its tables of the least over leaders, even leaders
+    with a clock (backward induction). So a bound is the largest return against the table, of a leader with a clock, that
+    leaves the follower that much: a linear programme in how often it takes which action in which observation and step.
     """
     (num_tables, num_observations), num_steps = model.tables.shape, model.num_steps
     to_go = np.zeros((num_tables, num_observations))
     for _ in range(num_steps):
-        q_values = model.rewards[..., 1] + (model.following @ to_go[..., None]).squeeze(-1)
+        q_values = model.table_rewards[..., 1] + (model.table_following @ to_go[..., None]).squeeze(-1)
         to_go = q_values.reshape(num_tables, num_observations, -1).min(-1)
     sure, bounds = to_go[:, 0].max(), np.full(num_tables, -np.inf)
-    size = model.rewards.shape[1]
+    size = model.table_rewards.shape[1]
     for table in range(num_tables):
         flow = np.kron(np.eye(num_steps), np.kron(np.eye(num_observations), np.ones(size // num_observations)))
-        flow = flow - np.kron(np.eye(num_steps, k=-1), model.following[table].T)
-        leader, follower = np.tile(model.rewards[table].T, num_steps)
-        start = np.eye(len(flow))[0]
-        solved = linprog(-leader, -follower[None], [1e-9 - sure], flow, start, method="highs")
+        flow = flow - np.kron(np.eye(num_steps, k=-1), model.table_following[table].T)
+        leader, follower = np.tile(model.table_rewards[table].T, num_steps)
+        solved = linprog(-leader, -follower[None], [1e-9 - sure], flow, np.eye(len(flow))[0], method="highs")
         if solved.status == 0:
             bounds[table] = -solved.fun / num_steps
     return bounds
@@ -506,65 +488,82 @@ def climb(model: Model, table: int, leader: np.ndarray, margin: float = 0.0) -> 
             known.clear()
             leader_returns, follower_returns = returns(model, np.stack([1 - p - shifts, p + shifts], axis=-1))
             gaps = follower_returns[:, [table]] - np.delete(follower_returns, table, axis=1)
-            value, slack = leader_returns[:, table], gaps - margin
-            slopes = [(x[1 : n + 1] - x[n + 1 :]).T / (2 * step) for x in (value, slack)]
-            known[p.tobytes()] = -value[0], -slopes[0], slack[0], slopes[1]
+            slopes = [(x[1 : n + 1] - x[n + 1 :]).T / (2 * step) for x in (-leader_returns[:, table], gaps)]
+            known[p.tobytes()] = -leader_returns[0, table], slopes[0], gaps[0] - margin, slopes[1]
         return known[p.tobytes()]
 
-    inside = {"type": "ineq", "fun": lambda p: evaluate(p)[2], "jac": lambda p: evaluate(p)[3]}
-    solved = minimize(
-        lambda p: evaluate(p)[0],
-        leader[:, 1],
-        jac=lambda p: evaluate(p)[1],
-        bounds=[(0, 1)] * n,
-        constraints=inside,
-        method="SLSQP",
-        options={"maxiter": 100, "ftol": 1e-9},
-    )
+    value, slope, slack, slopes = (lambda p, k=k: evaluate(p)[k] for k in range(4))
+    inside, options = {"type": "ineq", "fun": slack, "jac": slopes}, {"maxiter": 30, "ftol": 1e-8}
+    solved = minimize(value, leader[:, 1], (), "SLSQP", slope, bounds=[(0, 1)] * n, constraints=inside, options=options)
     p = np.clip(np.nan_to_num(solved.x, nan=0.5), 0, 1)
     return np.stack([1 - p, p], axis=-1)
 
 
-def solve(game: MatrixGame, seed: int = 0, starts: int = 4, grid: np.ndarray | None = None) -> Optima:
-    """Returns the optima by class. One-shot games: by linear programmes.
+def best_commitment(model: Model, scale: np.ndarray, margin: float, args: Args, rng, starts: int = 4):
+    """Solves a model of an iterated game for a leader that mixes, unless a bound says that a deterministic one is best:
+    by evolution, and by climbing, for each table of the follower, from the `starts` best of random leaders to the edge of
+    where that is a best reply, and from there to where it, or one that ties there, is better by the margin.
 
-    Iterated ones: deterministic leaders by enumeration; mixtures by linear programmes on the bimatrix of tables;
-    stochastic ones, for each table of the follower that could be worth more than what was found, by climbing from the
-    `starts` best of random leaders (or of a `grid`, [n, O, 2]), a lower bound; what is guaranteed by evolution and
-    by climbing from its best leader, with a margin. `bound` says how much could have been missed.
+    Returns the leader [O, 2] that is worth most with the margin; the most that any gets with ties in its favour, a
+    lower bound; and the upper bound of both.
     """
-    model, rng = complete_model(game), np.random.default_rng(seed)
-    num_observations, ties = game.num_observations, TIES * game.scale[1]
-    deterministic = np.array(list(itertools.product(np.eye(game.rows), repeat=num_observations)))
-    of_leader, of_follower = returns(model, deterministic)
+    bounds, ties, enough = upper_bounds(model), TIES * scale[1], 1e-3 * scale[0]
+
+    def worth(leaders, price=np.inf):
+        return worst_reply(*returns(model, np.asarray(leaders)), margin, price * scale[0] / scale[1])
+
+    leaders = list(map(np.array, itertools.product(np.eye(2), repeat=model.tables.shape[1])))
+    if worth(leaders).max() <= bounds.max() - enough:
+        leaders += [*softmax(search(worth, len(leaders[0]), 2, args, rng)[0])]
+    found = hopeful = worth(leaders).max()
+    random = softmax(rng.normal(0, 3, (2000, *leaders[0].shape)))
+    of_leader, of_follower = returns(model, random)
+    rank, tried = of_leader + 10 * (of_follower - of_follower.max(1, keepdims=True)), set()
+    for table in np.argsort(-bounds, kind="stable"):
+        for start in np.argsort(-rank[:, table], kind="stable")[:starts]:
+            if bounds[table] <= found + enough:
+                break
+            edge = climb(model, table, random[start])
+            (leader_returns,), (follower_returns,) = returns(model, edge[None])
+            tied, value = follower_returns >= follower_returns.max() - ties, leader_returns[table]
+            hopeful = max(hopeful, value if tied[table] else -np.inf)
+            if not tied[table] or value <= found + enough or round(value / scale[0], 2) in tried:
+                continue
+            tried.add(round(value / scale[0], 2))
+            same = np.flatnonzero(tied & (leader_returns >= value - enough))
+            inner = [(1 - near) * edge + near / 2 for near in (0, 0.02)]
+            leaders += [climb(model, other, x, 1.5 * margin) for other in same for x in inner]
+            found = max(found, worth(leaders[-2 * len(same) :]).max())
+    return leaders[worth(leaders).argmax()], max(hopeful, found), bounds.max()
+
+
+def plan(model: Model, scale: np.ndarray, args: Args, rng: np.random.Generator) -> np.ndarray:
+    """Returns the leader [O, A] that is worth most, with the margin, in what was seen."""
+    margin = scale[1] * (args.margin or MARGIN[args.follower])
+    if model.num_steps == 1:
+        return commitment(*model.rewards[:, 0], margin)[1][None]
+    return best_commitment(model, scale, margin, args, rng)[0]
+
+
+def solve(game: MatrixGame, starts: int = 4) -> Optima:
+    """Returns the optima by class: deterministic leaders by enumeration, mixtures of them by linear programmes on the
+    bimatrix of tables, stochastic ones by `best_commitment`, a lower bound beside an upper one, or, in one-shot games,
+    where they are mixtures, exactly."""
+    model, ties = complete_model(game), TIES * game.scale[1]
+    tables = np.array(list(itertools.product(np.eye(game.rows), repeat=game.num_observations)))
+    of_leader, of_follower = returns(model, tables)
     best = of_follower >= of_follower.max(1, keepdims=True) - ties
     optimistic, pessimistic = np.where(best, of_leader, -np.inf).max(), worst_reply(of_leader, of_follower, ties).max()
-    mixture, mixed = commitment(of_leader, of_follower)
+    mixture, _ = commitment(of_leader, of_follower)
     if game.num_steps == 1:
-        guaranteed, mixed = commitment(of_leader, of_follower, 2 * ties)
-        return Optima(optimistic, pessimistic, mixture, mixture, max(guaranteed, pessimistic), mixture, mixed[None])
-
-    bounds = upper_bounds(model)
-    random = softmax(rng.normal(0, 3, (2000, num_observations, 2))) if grid is None else grid
-    candidates = np.concatenate([deterministic, random])
-    of_leader, of_follower = returns(model, candidates)
-    stochastic, short = optimistic, of_follower.max(1, keepdims=True) - of_follower
-    for table in np.argsort(-bounds, kind="stable"):
-        for start in np.argsort(10 * short[:, table] - of_leader[:, table], kind="stable")[:starts]:
-            if bounds[table] > stochastic + 1e-4 * game.scale[0]:
-                leader_returns, follower_returns = returns(model, climb(model, table, candidates[start])[None])
-                if follower_returns[0, table] >= follower_returns.max() - ties:
-                    stochastic = max(stochastic, leader_returns[0, table])
-
-    settings = Args(generations=80)
-    logits, _ = search(lambda x: worst_reply(*returns(model, x), 2 * ties), num_observations, 2, settings, rng)
-    candidates = [*deterministic, *softmax(logits[:1])]
-    leader_returns, follower_returns = returns(model, candidates[-1][None])
-    candidates.append(climb(model, follower_returns[0].argmax(), candidates[-1], 3 * ties))
-    guaranteed = worst_reply(*returns(model, np.array(candidates)), ties)
-    leader = candidates[guaranteed.argmax()]
-    stochastic = max(stochastic, guaranteed.max())
-    return Optima(optimistic, pessimistic, mixture, stochastic, guaranteed.max(), bounds.max(), leader)
+        leader, stochastic, bound = commitment(of_leader, of_follower, 2 * ties)[1][None], mixture, mixture
+    else:
+        settings, rng = Args(generations=80), np.random.default_rng(0)
+        leader, stochastic, bound = best_commitment(model, game.scale, 2 * ties, settings, rng, starts)
+    candidates = np.concatenate([leader[None], tables])
+    guaranteed = worst_reply(*returns(model, candidates), ties)
+    leader, guaranteed = candidates[guaranteed.argmax()], guaranteed.max()
+    return Optima(optimistic, pessimistic, mixture, max(stochastic, optimistic), guaranteed, bound, leader)
 
 
 TOLERANCE = 0.05 + 1e-6  # what passes for equal, in mean rewards: half of what one step of ten can change
@@ -617,50 +616,54 @@ def main(args: Args) -> dict:
     if args.random_games is not None:
         rows, columns, first = args.random_game
         games = ((rows, columns, first + k) for k in range(args.random_games))
-        results = [main(replace(args, random_games=None, random_game=game)) for game in games]
-        return print_games(results)
+        return [main(replace(args, random_games=None, random_game=game)) for game in games][-1]
     torch.set_num_threads(1)  # a thread pool costs more than it gives with models of this size
     torch.manual_seed(args.seed)
     start_time, rng, game = time.time(), np.random.default_rng(args.seed), MatrixGame(args.payoffs, args.num_steps)
     run_path, writer = start_run(args)
     experience, follower, steps, steps_to_try_all, curve = Experience(game), Follower(game, args), 0, 0, []
-    worth, optima = make_worth(follower, args, rng), solve(game)
+    worth, look_again = (make_worth(follower, args, rng, samples) for samples in (args.answer_samples, 512))
+    optima, plans = solve(game), args.follower == "planning" and args.queries == "probabilities"
     answers = 1 if args.queries == "probabilities" else args.queries
     episode_steps = game.num_observations * answers + game.num_steps  # queries and game
-    total = args.total_timesteps or experience.tried.size * episode_steps
-    rounds = args.rounds or {"planning": 4, "network": 10}[args.follower]
-    logits = np.zeros((1, game.num_observations, game.rows))
+    total = args.total_timesteps or experience.count.size * episode_steps
+    rounds = args.rounds or {"planning": 2, "network": 10}[args.follower]
+    champions, exploring, news = np.zeros((1, *game.shape[:2])), None, True
     for k in tqdm(range(1, rounds + 1), desc="rounds", leave=False, disable=None):
         while steps < total * k / rounds:
-            before = (experience.tried > 0).sum()
-            experience.add(game.play(*experience.least_tried(rng), rng))
+            seen = (experience.count > 0).sum()
+            experience.play(rng)
             steps += episode_steps
-            steps_to_try_all = steps if (experience.tried > 0).sum() > before else steps_to_try_all
-        learning_rate = args.follower_learning_rate * (1 - (k - 1) / rounds)
-        model = make_model(game, experience.transitions)
-        td_loss = follower.learn(experience.transitions, model, logits, learning_rate)
-        known = [logits[: args.population]] if k > 1 else []
-        logits, values = search(worth, game.num_observations, game.rows, args, rng, known)
-        if args.queries != "probabilities":  # the best of noisy values is not the best: look again
-            values = make_worth(follower, args, rng, 512)(softmax(logits[:8]))
-            logits[:8] = logits[:8][np.argsort(-values, kind="stable")]
-        leader = softmax(logits[0])
+            if (experience.count > 0).sum() > seen:
+                news, steps_to_try_all = True, steps
+        model = make_model(experience)
+        td_loss = follower.learn(model, champions, args.follower_learning_rate * (1 - (k - 1) / rounds))
+        if not plans:  # the follower has learned about these by now, so that the best is not one that it is wrong about
+            champions = champions[np.argsort(-look_again(softmax(champions)), kind="stable")[:8]]
+            leader = softmax(champions[0])
+            if k < rounds or exploring is None:
+                found, exploring = search(worth, *game.shape[:2], args, rng, champions)
+                champions = np.concatenate([champions, found])
+        elif news:
+            leader, news = plan(model, game.scale, args, rng), False
+            exploring = worth(leader[None])[0]
         measured = measure(game, follower, args, leader)
-        scalars = {f"charts/{name}": value for name, value in measured.items()} | {"charts/leader_return": values.mean()}
-        scalars |= {"charts/stackelberg_value": optima.deterministic, "charts/SPS": steps / (time.time() - start_time)}
+        scalars = {f"charts/{name}": value for name, value in measured.items()}
+        scalars |= {"charts/leader_return": exploring, "charts/stackelberg_value": optima.deterministic}
         scalars["charts/leader_regret"] = optima.deterministic - measured["leader_return_greedy"]
+        scalars["charts/SPS"] = steps / (time.time() - start_time)
         if td_loss is not None:
             scalars["losses/follower_td_loss"] = td_loss
         for tag, scalar in scalars.items():
             writer.add_scalar(tag, scalar, steps)
-        curve.append([steps, *(float(measured[f"leader_return_{x}"]) for x in ("greedy", "guaranteed")), values.mean()])
+        curve.append([steps, *(measured[f"leader_return_{x}"] for x in ("greedy", "guaranteed")), exploring])
 
     result = {"script": os.path.basename(__file__), "env_id": args.env_id, "seed": args.seed, "args": asdict(args)}
     result |= {name: float(value) for name, value in measured.items()}
     policy = (leader[:, 1] if args.num_steps > 1 else leader[0]).tolist()
     follower_table = model.tables[follower.values(leader[None])[1][0].argmax()].tolist()
     result |= {"leader_policy": policy, "follower_policy": follower_table, "combined_steps": steps}
-    result |= {"steps_to_try_all": steps_to_try_all, "triples_tried": int((experience.tried > 0).sum())}
+    result |= {"steps_to_try_all": steps_to_try_all, "triples_tried": int((experience.count > 0).sum())}
     points, greedy, guaranteed, exploring = np.array(curve).T
     result["leader_return"] = exploring[-math.ceil(len(curve) / 10) :].mean()
     result["leader_regret"] = optima.deterministic - result["leader_return_greedy"]
@@ -684,18 +687,18 @@ def finish(result: dict, args: Args, run_path: str) -> None:
     with open(f"{run_path}/result.json.tmp", "w") as file:
         json.dump(result, file)
     os.replace(f"{run_path}/result.json.tmp", f"{run_path}/result.json")
-    value = {name: f"{result[f'stackelberg_value{name}']:.3f}" for name in ("", "_mixture", "_stochastic", "_guaranteed")}
-    where = "at the start and after 00, 01, 10, 11: P(action 1)" if args.num_steps > 1 else "probability of each action"
+    value = {name: f"{result[f'stackelberg_value_{name}']:.3f}" for name in ("mixture", "stochastic", "guaranteed")}
+    where = "of action 1, at the start and after 00, 01, 10, 11" if args.num_steps > 1 else "of each action"
     print(f"""
 {result["env_id"]}: after {result["combined_steps"]:,} combined steps
-  leader's return    {result["leader_return_guaranteed"]:.3f} per game step, guaranteed: an exact best response, ties against it
-                     {result["leader_return_greedy"]:.3f} against the follower as trained
-  optimum            {value["_guaranteed"]} guaranteed, {value["_stochastic"]} with ties for the leader: memory-1 leaders that mix
-                     {value[""]} deterministic, {value["_mixture"]} mixtures of these drawn before play
-  leader's policy    {[round(p, 3) for p in result["leader_policy"]]}, {where}
+  guaranteed return  {result["leader_return_guaranteed"]:.3f} per game step, from an exact best response, ties against the leader
+  leader's return    {result["leader_return_greedy"]:.3f} against the follower as trained
+  optimum            {value["guaranteed"]} guaranteed, {value["stochastic"]} with ties for the leader: memory-1 leaders that mix
+  other classes      {result["stackelberg_value"]:.3f} deterministic, {value["mixture"]} mixtures of these drawn before play
+  leader's policy    {[round(p, 3) for p in result["leader_policy"]]}, probabilities {where}
   follower's regret  {result["follower_regret"]:.3f}, its reply {result["follower_policy"]}
   curves             tensorboard --logdir {os.path.dirname(run_path)}
-  result             {run_path}/result.json""")
+  result             {run_path}/result.json""")  # noqa: E501
 
 
 if __name__ == "__main__":

@@ -6,14 +6,14 @@
 """Commitments that mix: leaders that are stochastic, and queries that can tell.
 
     python ablations/mixed_commitment_matrix.py --env-id prisoners_dilemma
-    python ablations/mixed_commitment_matrix.py --env-id assurance-battle    # payoffs of the leader's, the follower's game
+    python ablations/mixed_commitment_matrix.py --env-id assurance-battle  # leader's payoffs, follower's payoffs
     python ablations/mixed_commitment_matrix.py --num-steps 1 --leader-payoff 2 4 1 3 --follower-payoff 1 0 0 1
-    python ablations/mixed_commitment_matrix.py --random-games 5             # 2 x 2: default_rng(number).random((2, 2, 2))
+    python ablations/mixed_commitment_matrix.py --random-games 5           # default_rng(number).random((2, 2, 2))
 
 Definition 2 of "Oracles & Followers" allows leaders that mix; answers to queries that are single actions do not. Here a
 leader is a probability of each action in each observation. It is asked for them (`--queries probabilities`), or for K
-actions in each observation, of which the follower sees the shares (`--queries K`). With K = 1 that is the paper's query,
-and a leader is paid for differing from its answers.
+actions in each observation, of which the follower sees the shares (`--queries K`). With K = 1 that is the paper's
+query, and a leader is paid for differing from its answers.
 
 The best commitment leaves the follower indifferent, and is worth nothing: a follower that is a little wrong, or breaks
 a tie against the leader, does something else there. So a leader counts the worst of all replies within a margin of the
@@ -21,9 +21,9 @@ best, and what decides is its guaranteed return: against an exact best response,
 
 `--follower planning` evaluates all of the follower's tables on what was seen, and its leader climbs in that model.
 `--follower network` learns what each table is worth to it against each leader, by temporal differences on relabelled
-transitions: one with the leader's action a is valid for every leader, weighted by the probability with which that leader
-takes a. The target has no maximum, for a follower that keeps to one table for ten steps solves no discounted problem:
-leaders at the edge of what a follower discounted by 0.9 bears are beyond what this one bears.
+transitions: one with the leader's action a is valid for every leader, weighted by the probability with which that
+leader takes a. The target has no maximum, for a follower that keeps to one table for ten steps solves no discounted
+problem: leaders at the edge of what a follower discounted by 0.9 bears are beyond what this one bears.
 """
 
 import itertools
@@ -97,27 +97,17 @@ class Args:
     margin: float | None = None
     """with probabilities: replies count as best within so much per step, as a share of a third of the range of the
     follower's payoffs, and the worst of them for the leader; default: 1e-4, network 0.05"""
-    num_leaders: int = 1000
-    """random leaders that each search starts from"""
-    num_searches: int = 4
-    """populations that evolve side by side"""
-    population: int = 32
-    """leaders in each population, of which an eighth is kept"""
     generations: int = 60
-    """generations of each search"""
+    """generations of each evolution of leaders"""
 
     def __post_init__(self):
         for flag, value in asdict(self).items():
             if type(value) in (int, float) and not (0 < value < math.inf or (value == 0 and flag == "seed")):
                 raise ValueError(f"--{flag.replace('_', '-')} must be positive, got {value}")
-        if self.population < 8:
-            raise ValueError(f"--population must be at least 8, got {self.population}")
         self.payoffs = payoffs_of(self)
         _, rows, columns = self.payoffs.shape
         if self.num_steps > 1 and (rows, columns) != (2, 2):
             raise ValueError(f"{rows} x {columns} actions are for one-shot games alone: add --num-steps 1")
-        if self.num_leaders < self.num_searches * (self.population // 8):
-            raise ValueError("--num-leaders must leave each population those that it begins with")
         if self.random_game is not None:
             self.env_id = "random_{}x{}_{}".format(*self.random_game)
         elif self.leader_payoff:
@@ -369,31 +359,29 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return odds / odds.sum(-1, keepdims=True)
 
 
-def search(worth, num_observations: int, num_actions: int, args: Args, rng: np.random.Generator, known=()):
-    """Evolution of populations side by side, on logits; each begins with the best of random leaders, of deterministic
-    ones and of those that are `known`. `worth` leaders [n, O, A], prices [n] -> [n].
+def search(worth, shape: tuple[int, int], generations: int, rng: np.random.Generator, known: np.ndarray | None = None):
+    """Evolution of four populations of 32 leaders, on logits [O, A] = `shape`; each begins with the best of 1,000
+    random leaders, of deterministic ones and of those that are `known`. `worth` leaders [n, O, A], prices [n] -> [n].
 
     A leader at the edge of what the follower bears may be surrounded by worse ones. So in the first half of the
-    generations every other population may choose the follower's table, at a price that rises until it is at the edge.
-    Returns the logits of the two best of each population [n, O, A], and the mean worth of all in the last generation.
+    generations two of the populations may choose the follower's table, at a price that rises until it is at the edge.
+    Returns the logits of the two best of each population [8, O, A], and the mean worth of all in the last generation.
     """
-    groups, keep, step, shape = args.num_searches, args.population // 8, LOGIT_STD, (num_observations, num_actions)
-    logits = rng.normal(0, LOGIT_STD, (args.num_leaders, *shape))
-    tables = itertools.islice(itertools.product(np.eye(num_actions), repeat=num_observations), args.num_leaders // 2)
-    logits = np.concatenate([*([known] if len(known) else []), 20 * np.array(list(tables)), logits])
+    tables = np.array(list(itertools.islice(itertools.product(np.eye(shape[1]), repeat=shape[0]), 500)))
+    logits = np.concatenate(
+        [*([] if known is None else [known]), 20 * tables, rng.normal(0, LOGIT_STD, (1000, *shape))]
+    )
     orders = [np.argsort(-worth(softmax(logits), np.full(len(logits), price))) for price in (np.inf, 1.0)]
-    parents = np.stack([logits[orders[k % 2][k // 2 :: (groups + 1) // 2][:keep]] for k in range(groups)])
-    for generation in range(args.generations):
-        children = parents.repeat(args.population // keep - 1, axis=1)
-        children = children + step * rng.standard_normal(children.shape)
-        candidates = np.concatenate([parents, children], axis=1)  # [populations, leaders, O, A]
-        prices = np.full(candidates.shape[:2], np.inf)
-        if 2 * generation < args.generations:
-            prices[1::2] = 100 ** (2 * generation / args.generations)
-        values = worth(softmax(candidates).reshape(-1, *shape), prices.ravel()).reshape(groups, -1)
-        best = np.argsort(-values, axis=1, kind="stable")
-        parents = np.take_along_axis(candidates, best[:, :keep, None, None], axis=1)
-        step *= 0.92
+    parents = np.stack([logits[orders[k % 2][k // 2 : k // 2 + 8 : 2]] for k in range(4)])
+    for generation in range(generations):
+        children = parents.repeat(7, axis=1)
+        children = children + LOGIT_STD * 0.92**generation * rng.standard_normal(children.shape)
+        candidates, prices = np.concatenate([parents, children], axis=1), np.full((4, 32), np.inf)
+        if 2 * generation < generations:
+            prices[1::2] = 100 ** (2 * generation / generations)
+        values = worth(softmax(candidates).reshape(-1, *shape), prices.ravel()).reshape(4, 32)
+        best = np.argsort(-values, axis=1, kind="stable")[:, :4, None, None]
+        parents = np.take_along_axis(candidates, best, axis=1)
     return parents[:, :2].reshape(-1, *shape), values.mean()
 
 
@@ -403,17 +391,16 @@ def make_worth(follower: Follower, args: Args, rng: np.random.Generator, samples
     Asked for probabilities, a leader plays as it answers, and counts the worst reply within the margin. Asked for K
     actions, it does not: its worth is that of its POMDP, the mean over its answers of what it gets from the replies.
     """
-    margin, scale = args.margin or MARGIN[args.follower], follower.game.scale
+    margin, scale, k = args.margin or MARGIN[args.follower], follower.game.scale, args.queries
 
-    def of_probabilities(leaders: np.ndarray, price: np.ndarray | float = np.inf) -> np.ndarray:
-        return worst_reply(*follower.values(leaders), margin * scale[1], price * scale[0] / scale[1])
+    def worth(leaders: np.ndarray, price: np.ndarray | float = np.inf) -> np.ndarray:
+        if k == "probabilities":
+            return worst_reply(*follower.values(leaders), margin * scale[1], price * scale[0] / scale[1])
+        answers = rng.multinomial(k, leaders, size=(samples, *leaders.shape[:2])).reshape(-1, *leaders.shape[1:]) / k
+        replies = follower.values(answers)[1].argmax(1).reshape(samples, -1).T
+        return np.take_along_axis(returns(follower.model, leaders)[0], replies, axis=1).mean(1)
 
-    def of_actions(leaders: np.ndarray, _=None) -> np.ndarray:
-        answers = rng.multinomial(args.queries, leaders, size=(samples, *leaders.shape[:2])) / args.queries
-        replies = follower.values(answers.reshape(-1, *leaders.shape[1:]))[1].argmax(1).reshape(samples, -1)
-        return np.take_along_axis(returns(follower.model, leaders)[0], replies.T, axis=1).mean(1)
-
-    return of_probabilities if args.queries == "probabilities" else of_actions
+    return worth
 
 
 # ------------------------------------------------------------------------------------- the exact solution, by class
@@ -457,8 +444,9 @@ def upper_bounds(model: Model) -> np.ndarray:
     """Returns, for each table of the follower [T], more than which no leader gets while it is a best reply.
 
     Whatever a leader does, the follower is sure of the most over its tables of the least over leaders, even leaders
-    with a clock (backward induction). So a bound is the largest return against the table, of a leader with a clock, that
-    leaves the follower that much: a linear programme in how often it takes which action in which observation and step.
+    with a clock (backward induction). So a bound is the largest return against the table, of a leader with a clock,
+    that leaves the follower that much: a linear programme in how often it takes which action in which observation and
+    step.
     """
     (num_tables, num_observations), num_steps = model.tables.shape, model.num_steps
     to_go = np.zeros((num_tables, num_observations))
@@ -499,10 +487,10 @@ def climb(model: Model, table: int, leader: np.ndarray, margin: float = 0.0) -> 
     return np.stack([1 - p, p], axis=-1)
 
 
-def best_commitment(model: Model, scale: np.ndarray, margin: float, args: Args, rng, starts: int = 4):
+def best_commitment(model: Model, scale: np.ndarray, margin: float, generations: int, rng, starts: int = 4):
     """Solves a model of an iterated game for a leader that mixes, unless a bound says that a deterministic one is best:
-    by evolution, and by climbing, for each table of the follower, from the `starts` best of random leaders to the edge of
-    where that is a best reply, and from there to where it, or one that ties there, is better by the margin.
+    by evolution, and by climbing, for each table of the follower, from the `starts` best of random leaders to the edge
+    of where that is a best reply, and from there to where it, or one that ties there, is better by the margin.
 
     Returns the leader [O, 2] that is worth most with the margin; the most that any gets with ties in its favour, a
     lower bound; and the upper bound of both.
@@ -514,7 +502,7 @@ def best_commitment(model: Model, scale: np.ndarray, margin: float, args: Args, 
 
     leaders = list(map(np.array, itertools.product(np.eye(2), repeat=model.tables.shape[1])))
     if worth(leaders).max() <= bounds.max() - enough:
-        leaders += [*softmax(search(worth, len(leaders[0]), 2, args, rng)[0])]
+        leaders += [*softmax(search(worth, leaders[0].shape, generations, rng)[0])]
     found = hopeful = worth(leaders).max()
     random = softmax(rng.normal(0, 3, (2000, *leaders[0].shape)))
     of_leader, of_follower = returns(model, random)
@@ -542,7 +530,7 @@ def plan(model: Model, scale: np.ndarray, args: Args, rng: np.random.Generator) 
     margin = scale[1] * (args.margin or MARGIN[args.follower])
     if model.num_steps == 1:
         return commitment(*model.rewards[:, 0], margin)[1][None]
-    return best_commitment(model, scale, margin, args, rng)[0]
+    return best_commitment(model, scale, margin, args.generations, rng)[0]
 
 
 def solve(game: MatrixGame, starts: int = 4) -> Optima:
@@ -558,8 +546,8 @@ def solve(game: MatrixGame, starts: int = 4) -> Optima:
     if game.num_steps == 1:
         leader, stochastic, bound = commitment(of_leader, of_follower, 2 * ties)[1][None], mixture, mixture
     else:
-        settings, rng = Args(generations=80), np.random.default_rng(0)
-        leader, stochastic, bound = best_commitment(model, game.scale, 2 * ties, settings, rng, starts)
+        rng = np.random.default_rng(0)
+        leader, stochastic, bound = best_commitment(model, game.scale, 2 * ties, 80, rng, starts)
     candidates = np.concatenate([leader[None], tables])
     guaranteed = worst_reply(*returns(model, candidates), ties)
     leader, guaranteed = candidates[guaranteed.argmax()], guaranteed.max()
@@ -642,7 +630,7 @@ def main(args: Args) -> dict:
             champions = champions[np.argsort(-look_again(softmax(champions)), kind="stable")[:8]]
             leader = softmax(champions[0])
             if k < rounds or exploring is None:
-                found, exploring = search(worth, *game.shape[:2], args, rng, champions)
+                found, exploring = search(worth, game.shape[:2], args.generations, rng, champions)
                 champions = np.concatenate([champions, found])
         elif news:
             leader, news = plan(model, game.scale, args, rng), False

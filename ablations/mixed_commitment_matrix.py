@@ -19,11 +19,11 @@ The best commitment leaves the follower indifferent, and is worth nothing: a fol
 a tie against the leader, does something else there. So a leader counts the worst of all replies within a margin of the
 best, and what decides is its guaranteed return: against an exact best response, ties against it.
 
-`--follower planning` evaluates all of the follower's tables on what was seen, and its leader climbs in that model.
-`--follower network` learns what each table is worth to it against each leader, by temporal differences on relabelled
-transitions: one with the leader's action a is valid for every leader, weighted by the probability with which that
-leader takes a. The target has no maximum, for a follower that keeps to one table for ten steps solves no discounted
-problem: leaders at the edge of what a follower discounted by 0.9 bears are beyond what this one bears.
+`--follower planning` evaluates all of its tables on what was seen, and the leader climbs in that model. `--follower
+network` learns what each table is worth to it against each leader, by temporal differences on relabelled transitions:
+one with the leader's action a is valid for every leader, weighted by the probability with which that leader takes a.
+The target has no maximum: a follower that keeps to one table for ten steps solves no discounted problem, and leaders at
+the edge of what a follower discounted by 0.9 bears are beyond what this one bears.
 """
 
 import itertools
@@ -75,22 +75,16 @@ class Args:
     num_steps: int = 10
     """game steps per episode; 1: a one-shot game without memory, of any number of actions; otherwise 2 x 2"""
     total_timesteps: int | None = None
-    """combined environment steps, queries included; default: an episode for each (observation, leader's action,
-    follower's action)"""
+    """combined environment steps, queries included; default: an episode for each (observation, both actions)"""
     rounds: int | None = None
-    """so often, evenly over the steps, follower and leader learn from what was seen; default: 2, network 10"""
+    """so often, evenly over the steps, both learn from what was seen; default: 2, network 10"""
 
     queries: int | Literal["probabilities"] = "probabilities"
-    """in each observation, the leader is asked for its probabilities or for so many actions, of which the follower sees
-    the shares"""
-    answer_samples: int = 16
-    """with so many actions: answers that a leader is tried with in each generation"""
+    """what a query is answered with: probabilities, or so many actions, of which the follower sees the shares"""
     follower: Literal["planning", "network"] = "planning"
     """planning: all of the follower's tables on the means of what was seen; network: it learns what they are worth"""
     follower_updates: int = 400
     """network: gradient steps in each round"""
-    follower_batch_size: int = 256
-    """network: leaders, each with a table of the follower's and an observation, in each gradient step"""
     follower_learning_rate: float = 4e-3
     """network: Adam's learning rate, which decays to 0 over the rounds"""
 
@@ -135,8 +129,6 @@ PAYOFFS = {
 def payoffs_of(args: Args) -> np.ndarray:
     """Returns the game's payoffs, [player, leader's action, follower's action]; player 0 is the leader.
     Raises ValueError if the flags give none."""
-    if args.random_games is not None and args.random_game is None:
-        args.random_game = (2, 2, 0)
     if args.random_game is not None:
         rows, columns, number = args.random_game
         if min(rows, columns) < 1 or number < 0:
@@ -147,10 +139,7 @@ def payoffs_of(args: Args) -> np.ndarray:
         rows = args.leader_actions or math.isqrt(size)
         if not (0 < size == len(args.follower_payoff) and rows > 0 and size % rows == 0):
             raise ValueError("--leader-payoff, --follower-payoff: as many of each, a square or --leader-actions rows")
-        payoffs = np.array([args.leader_payoff, args.follower_payoff], dtype=np.float64).reshape(2, rows, -1)
-        if not np.isfinite(payoffs).all():
-            raise ValueError("--leader-payoff, --follower-payoff: finite numbers")
-        return payoffs
+        return np.array([args.leader_payoff, args.follower_payoff], dtype=np.float64).reshape(2, rows, -1)
     leader, _, follower = args.env_id.partition("-")
     if not {leader, follower or leader} <= set(PAYOFFS):
         raise ValueError(f"no game {args.env_id!r}: choose from {', '.join(PAYOFFS)}, or give your own payoffs")
@@ -160,9 +149,8 @@ def payoffs_of(args: Args) -> np.ndarray:
 class MatrixGame:
     """An iterated 2 x 2 game of `num_steps` steps, or an m x n game of one.
 
-    Payoffs are [player, leader's action, follower's action]. Both players observe the last pair of actions: 0 is the
-    start, 1 + n a + b the pair (a, b). A one-shot game has the start alone.
-    """
+    Payoffs are [player, leader's action, follower's action]. Both observe the last pair of actions: 0 is the start, 1 +
+    n a + b the pair (a, b). A one-shot game has the start alone."""
 
     def __init__(self, payoffs: np.ndarray, num_steps: int):
         self.payoffs, self.num_steps = payoffs, num_steps
@@ -254,10 +242,8 @@ def returns(model: Model, leaders: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def worst_reply(leader_returns: np.ndarray, follower_values: np.ndarray, margin: float, price=np.inf) -> np.ndarray:
-    """Returns what leaders get, [n], from the worst of the follower's tables within the margin of the best, [n, T].
-
-    With a finite price: from the table that they like best, at that price for what it costs the follower.
-    """
+    """Returns what leaders get, [n], from the worst of the follower's tables within the margin of the best, [n, T];
+    with a finite price, from the table that they like best, at that price for what it costs the follower."""
     gaps = follower_values.max(axis=1, keepdims=True) - follower_values
     worst = np.where(gaps <= margin, leader_returns, np.inf).min(axis=1)
     bribed = (leader_returns - np.where(np.isfinite(price), price, 0).reshape(-1, 1) * gaps).max(axis=1)
@@ -266,11 +252,8 @@ def worst_reply(leader_returns: np.ndarray, follower_values: np.ndarray, margin:
 
 # ------------------------------------------------------------------------------------------------------- the follower
 class TableNetwork(nn.Module):
-    """What a table of the follower's is worth to it over the next 1, ..., N steps, from an observation on.
-
-    Its inputs are how likely each pair of actions is in each observation, [..., O A B], which the leader's answers and
-    the table say, and the observation, one-hot.
-    """
+    """What a table of the follower's is worth to it over the next 1, ..., N steps, from an observation on. Its inputs
+    are how likely each pair of actions is in each observation, which answers and table say, and the observation."""
 
     def __init__(self, game: MatrixGame):
         super().__init__()
@@ -301,26 +284,26 @@ class Follower:
         leader_returns, follower_returns = returns(self.model, answers)
         if self.args.follower == "network":
             tables = F.one_hot(torch.as_tensor(self.model.tables), self.game.columns).float()
-            leaders = torch.tensor(answers, dtype=torch.float32)[:, None]
-            values = self.network(leaders, tables, torch.eye(self.game.num_observations)[0])[..., -1].double().numpy()
-            follower_returns = values * self.game.scale[1] / self.game.num_steps
+            leaders, start = torch.tensor(answers).float()[:, None], torch.eye(self.game.num_observations)[0]
+            values = self.network(leaders, tables, start)[..., -1].double().numpy() / self.game.num_steps
+            follower_returns = 3 * self.game.scale[1] * values + self.model.rewards[1].mean()
         return leader_returns, follower_returns
 
     def relabel(self, leaders: torch.Tensor, observation: torch.Tensor, reply: torch.Tensor):
         """Returns what was seen that is valid for leaders [n, O, A] in an observation [n] where the follower replies
-        [n]: its rewards [n, A] and the next observations [n, A, O] of each action of the leader's, and their weights
-        [n, A], the probabilities with which these leaders take them, as shares of what was seen."""
-        seen, rewards, following = (
-            torch.tensor(x, dtype=torch.float32)[observation, :, reply]
-            for x in (self.model.seen, self.model.rewards[1] / self.game.scale[1], self.model.following)
-        )
+        [n]: its rewards [n, A], centred, in ranges of its payoffs, the next observations [n, A, O], and the weights
+        [n, A] of the leader's actions: the probabilities with which these leaders take them, as shares of what was
+        seen."""
+        rewards = (self.model.rewards[1] - self.model.rewards[1].mean()) / (3 * self.game.scale[1])
+        tensors = (torch.tensor(x).float() for x in (rewards, self.model.following, self.model.seen))
+        rewards, following, seen = (x[observation, :, reply] for x in tensors)
         weights = leaders[torch.arange(len(leaders)), observation] * seen
         return rewards, following, weights / weights.sum(-1, keepdim=True).clamp(min=1e-9)
 
     def learn(self, model: Model, near: np.ndarray, learning_rate: float) -> float | None:
         """Temporal differences on relabelled transitions; half of the leaders are random, half are like those of
         `near`, logits [n, O, A]. Returns the last loss; a follower that plans has none."""
-        self.model, n, num_steps = model, self.args.follower_batch_size, self.game.num_steps
+        self.model, n, num_steps = model, 256, self.game.num_steps
         if self.args.follower == "planning":
             return None
         near, tables = torch.tensor(near, dtype=torch.float32), torch.as_tensor(model.tables)
@@ -389,7 +372,7 @@ def make_worth(follower: Follower, args: Args, rng: np.random.Generator, samples
     """Returns the function from leaders [n, O, A] to what they are worth in imagined episodes, [n].
 
     Asked for probabilities, a leader plays as it answers, and counts the worst reply within the margin. Asked for K
-    actions, it does not: its worth is that of its POMDP, the mean over its answers of what it gets from the replies.
+    actions, it does not: its worth is that of its POMDP, the mean over `samples` of its answers.
     """
     margin, scale, k = args.margin or MARGIN[args.follower], follower.game.scale, args.queries
 
@@ -445,8 +428,7 @@ def upper_bounds(model: Model) -> np.ndarray:
 
     Whatever a leader does, the follower is sure of the most over its tables of the least over leaders, even leaders
     with a clock (backward induction). So a bound is the largest return against the table, of a leader with a clock,
-    that leaves the follower that much: a linear programme in how often it takes which action in which observation and
-    step.
+    that leaves the follower that much: a linear programme in how often it takes which action where and when.
     """
     (num_tables, num_observations), num_steps = model.tables.shape, model.num_steps
     to_go = np.zeros((num_tables, num_observations))
@@ -492,8 +474,7 @@ def best_commitment(model: Model, scale: np.ndarray, margin: float, generations:
     by evolution, and by climbing, for each table of the follower, from the `starts` best of random leaders to the edge
     of where that is a best reply, and from there to where it, or one that ties there, is better by the margin.
 
-    Returns the leader [O, 2] that is worth most with the margin; the most that any gets with ties in its favour, a
-    lower bound; and the upper bound of both.
+    Returns the leader [O, 2] that is worth most with the margin, and bounds of what any gets with ties in its favour.
     """
     bounds, ties, enough = upper_bounds(model), TIES * scale[1], 1e-3 * scale[0]
 
@@ -523,14 +504,6 @@ def best_commitment(model: Model, scale: np.ndarray, margin: float, generations:
             leaders += [climb(model, other, x, 1.5 * margin) for other in same for x in inner]
             found = max(found, worth(leaders[-2 * len(same) :]).max())
     return leaders[worth(leaders).argmax()], max(hopeful, found), bounds.max()
-
-
-def plan(model: Model, scale: np.ndarray, args: Args, rng: np.random.Generator) -> np.ndarray:
-    """Returns the leader [O, A] that is worth most, with the margin, in what was seen."""
-    margin = scale[1] * (args.margin or MARGIN[args.follower])
-    if model.num_steps == 1:
-        return commitment(*model.rewards[:, 0], margin)[1][None]
-    return best_commitment(model, scale, margin, args.generations, rng)[0]
 
 
 def solve(game: MatrixGame, starts: int = 4) -> Optima:
@@ -572,12 +545,10 @@ def measure(game: MatrixGame, follower: Follower, args: Args, leader: np.ndarray
     replies = follower.values(answers)[1].argmax(1)
     leader_returns, follower_returns = returns(complete_model(game), leader[None])
     own = follower_returns[0, replies].mean()
-    return {
-        "leader_return_greedy": leader_returns[0, replies].mean(),
-        "leader_return_guaranteed": worst_reply(leader_returns, follower_returns, TIES * game.scale[1])[0],
-        "follower_return": own,
-        "follower_regret": max(follower_returns.max() - own, 0.0),
-    }
+    measured = {"leader_return_greedy": leader_returns[0, replies].mean(), "follower_return": own}
+    measured["leader_return_guaranteed"] = worst_reply(leader_returns, follower_returns, TIES * game.scale[1])[0]
+    measured["follower_regret"] = max(follower_returns.max() - own, 0.0)
+    return {name: float(value) for name, value in measured.items()}
 
 
 # ------------------------------------------------------------------------------------------------------------- the run
@@ -602,7 +573,7 @@ def start_run(args: Args) -> tuple[str, SummaryWriter]:
 def main(args: Args) -> dict:
     """Explores, learns and measures in rounds. Returns what it writes to result.json; of several games, the last."""
     if args.random_games is not None:
-        rows, columns, first = args.random_game
+        rows, columns, first = args.random_game or (2, 2, 0)
         games = ((rows, columns, first + k) for k in range(args.random_games))
         return [main(replace(args, random_games=None, random_game=game)) for game in games][-1]
     torch.set_num_threads(1)  # a thread pool costs more than it gives with models of this size
@@ -610,7 +581,7 @@ def main(args: Args) -> dict:
     start_time, rng, game = time.time(), np.random.default_rng(args.seed), MatrixGame(args.payoffs, args.num_steps)
     run_path, writer = start_run(args)
     experience, follower, steps, steps_to_try_all, curve = Experience(game), Follower(game, args), 0, 0, []
-    worth, look_again = (make_worth(follower, args, rng, samples) for samples in (args.answer_samples, 512))
+    worth, look_again = (make_worth(follower, args, rng, samples) for samples in (16, 512))
     optima, plans = solve(game), args.follower == "planning" and args.queries == "probabilities"
     answers = 1 if args.queries == "probabilities" else args.queries
     episode_steps = game.num_observations * answers + game.num_steps  # queries and game
@@ -633,37 +604,35 @@ def main(args: Args) -> dict:
                 found, exploring = search(worth, game.shape[:2], args.generations, rng, champions)
                 champions = np.concatenate([champions, found])
         elif news:
-            leader, news = plan(model, game.scale, args, rng), False
+            margin, news = game.scale[1] * (args.margin or MARGIN["planning"]), False
+            if game.num_steps == 1:
+                leader = commitment(*model.rewards[:, 0], margin)[1][None]
+            else:
+                leader = best_commitment(model, game.scale, margin, args.generations, rng)[0]
             exploring = worth(leader[None])[0]
         measured = measure(game, follower, args, leader)
         scalars = {f"charts/{name}": value for name, value in measured.items()}
         scalars |= {"charts/leader_return": exploring, "charts/stackelberg_value": optima.deterministic}
         scalars["charts/leader_regret"] = optima.deterministic - measured["leader_return_greedy"]
         scalars["charts/SPS"] = steps / (time.time() - start_time)
-        if td_loss is not None:
-            scalars["losses/follower_td_loss"] = td_loss
+        scalars |= {} if td_loss is None else {"losses/follower_td_loss": td_loss}
         for tag, scalar in scalars.items():
             writer.add_scalar(tag, scalar, steps)
         curve.append([steps, *(measured[f"leader_return_{x}"] for x in ("greedy", "guaranteed")), exploring])
 
-    result = {"script": os.path.basename(__file__), "env_id": args.env_id, "seed": args.seed, "args": asdict(args)}
-    result |= {name: float(value) for name, value in measured.items()}
-    policy = (leader[:, 1] if args.num_steps > 1 else leader[0]).tolist()
-    follower_table = model.tables[follower.values(leader[None])[1][0].argmax()].tolist()
-    result |= {"leader_policy": policy, "follower_policy": follower_table, "combined_steps": steps}
-    result |= {"steps_to_try_all": steps_to_try_all, "triples_tried": int((experience.count > 0).sum())}
     points, greedy, guaranteed, exploring = np.array(curve).T
-    result["leader_return"] = exploring[-math.ceil(len(curve) / 10) :].mean()
+    result = {"script": os.path.basename(__file__), "env_id": args.env_id, "seed": args.seed, "args": asdict(args)}
+    result |= {"leader_return": exploring[-math.ceil(len(curve) / 10) :].mean()} | measured
+    result |= {"combined_steps": steps, "steps_to_try_all": steps_to_try_all, "triples_tried": int(model.seen.sum())}
     result["leader_regret"] = optima.deterministic - result["leader_return_greedy"]
     for name, values in (("steps_to_converge", guaranteed), ("steps_to_converge_exploring", exploring)):
         result[name] = steps_to_converge(points, (values - optima.guaranteed) / game.scale[0])
-    result["stackelberg_value"] = optima.deterministic
-    names = ("pessimistic", "mixture", "stochastic", "guaranteed", "bound")
-    result |= {f"stackelberg_value_{name}": float(getattr(optima, name)) for name in names}
-    result["stackelberg_policy"] = (optima.leader[:, 1] if args.num_steps > 1 else optima.leader[0]).tolist()
-    result["curve"] = np.array([points, greedy, exploring]).T.tolist()
-    result |= {"guaranteed_curve": guaranteed.tolist(), "cpu_seconds": time.process_time()}
-    result["wall_seconds"] = time.time() - start_time
+    for name in ("", "_pessimistic", "_mixture", "_stochastic", "_guaranteed", "_bound"):
+        result[f"stackelberg_value{name}"] = float(getattr(optima, name[1:] or "deterministic"))
+    for name, policy in (("leader_policy", leader), ("stackelberg_policy", optima.leader)):
+        result[name] = (policy[:, 1] if args.num_steps > 1 else policy[0]).tolist()
+    result["follower_policy"] = model.tables[follower.values(leader[None])[1][0].argmax()].tolist()
+    result |= {"curve": np.array([points, greedy, exploring]).T.tolist(), "wall_seconds": time.time() - start_time}
     result["steps_per_second"] = steps / result["wall_seconds"]
     writer.close()
     finish(result, args, run_path)

@@ -26,7 +26,7 @@ sys.path[:0] = [str(ROOT / "ablations"), str(ROOT / "benchmark")]
 
 import mixed_commitment_matrix as mixed  # noqa: E402
 import plot  # noqa: E402
-from plot import BLACK, BLUE, DASHED, GAMES, GREEN, GREY, ORANGE, RED, title_of  # noqa: E402
+from plot import BLACK, BLUE, DASHED, GAMES, GREEN, GREY, ORANGE, RED  # noqa: E402
 from plot_batch import board  # noqa: E402
 from run import Run, result_of, run_in_processes, write_csv  # noqa: E402
 
@@ -52,9 +52,9 @@ NUM_RANDOM = 200  # games of mixed_optima.csv
 ONE_SHOT = {"num_steps": 1}
 TEXTBOOK = {
     "textbook 2x2": {"leader_payoff": (2.0, 4.0, 1.0, 3.0), "follower_payoff": (1.0, 0.0, 0.0, 1.0)},
-    "textbook 2x3": {"leader_payoff": (2.0, 0.0, 0.0, 1.0, 0.0, 0.0), "follower_payoff": (0.0, 2.0, 5.0, 0.0, -1.0, -4.0)},
+    "textbook 2x3": {"leader_payoff": (2.0, 0.0, 0.0, 1.0, 0.0, 0.0), "leader_actions": 2},
 }
-TEXTBOOK["textbook 2x3"]["leader_actions"] = 2
+TEXTBOOK["textbook 2x3"]["follower_payoff"] = (0.0, 2.0, 5.0, 0.0, -1.0, -4.0)
 # the games of a family, flags of each
 FAMILIES = {
     "dilemma": [{"env_id": "prisoners_dilemma"}],
@@ -80,15 +80,15 @@ SETTINGS = {
     ("table3", "network"): (1, NETWORK),
 }
 COLUMNS = "leader_return leader_return_greedy leader_return_guaranteed follower_return follower_regret"
-COLUMNS = f"{COLUMNS} combined_steps steps_to_try_all steps_to_converge cpu_seconds"
-OPTIMA = " ".join(f"stackelberg_value{x}" for x in ("", "_pessimistic", "_mixture", "_stochastic", "_guaranteed", "_bound"))
+COLUMNS = f"{COLUMNS} combined_steps steps_to_try_all steps_to_converge wall_seconds"
+OPTIMA = [f"stackelberg_value{x}" for x in ("", "_pessimistic", "_mixture", "_stochastic", "_guaranteed", "_bound")]
 
 
 def runs_of(family: str, setting: str) -> list[Run]:
     """Returns the runs of a setting."""
     seeds, flags = SETTINGS[family, setting]
-    games = FAMILIES[family]
-    return [Run("mixed_commitment_matrix", game | flags | {"seed": 1 + seed}) for game in games for seed in range(seeds)]
+    games = [game | flags for game in FAMILIES[family]]
+    return [Run("mixed_commitment_matrix", game | {"seed": 1 + seed}) for game in games for seed in range(seeds)]
 
 
 def row_of(family: str, setting: str, path: Path) -> dict:
@@ -99,7 +99,7 @@ def row_of(family: str, setting: str, path: Path) -> dict:
     row = {"games": family, "setting": setting, "env_id": result["env_id"], "seed": result["seed"], "scale": scale}
     if args["random_game"]:
         row["env_id"] = "random_{}x{}_{}".format(*args["random_game"])
-    row |= {name: result[name] for name in (*OPTIMA.split(), *COLUMNS.split())}
+    row |= {name: result[name] for name in (*OPTIMA, *COLUMNS.split())}
     row |= {name: " ".join(f"{p:.6f}" for p in result[name]) for name in ("leader_policy", "stackelberg_policy")}
     return row
 
@@ -154,8 +154,8 @@ def mixed_queries(results_dir: Path):
         ax.plot(x - 0.2, policy, "_", color=RED, markersize=7)
     ax.plot([], [], "_", color=RED, label="other seeds")
     ax.set_xticks(x, ["start", "CC", "CD", "DC", "DD"])
-    ax.set(title="prisoner's dilemma, probabilities", ylabel="probability to defect", ylim=(0, 1.42), yticks=(0, 0.5, 1))
-    ax.set_xlabel("after leader's, follower's action")
+    ax.set(title="prisoner's dilemma, probabilities", ylabel="probability to defect", ylim=(0, 1.42))
+    ax.set(xlabel="after leader's, follower's action", yticks=(0, 0.5, 1))
     ax.legend(loc="upper left", fontsize=7)
     ax.grid(axis="x", visible=False)
     return figure
@@ -203,8 +203,8 @@ def main(args: Args) -> int:
         table = pd.DataFrame([row_of(*setting, path) for setting, path in paths if path])
         write_csv(str(results_dir / "mixed_runs.csv"), table)
         table["miss"] = (table["stackelberg_value_guaranteed"] - table["leader_return_guaranteed"]) / table["scale"]
-        groups = table.groupby(["games", "setting"], sort=False)
-        print(groups[["miss", "follower_regret", "combined_steps", "cpu_seconds"]].agg(["size", "median", "max"]).to_string())
+        groups = table.groupby(["games", "setting"], sort=False)[["miss", "combined_steps", "wall_seconds"]]
+        print(groups.agg(["size", "median", "max"]).to_string())
         if args.only in "optima":
             numbers = tqdm(range(HELD_OUT, HELD_OUT + NUM_RANDOM), desc="optima", disable=None)
             write_csv(str(results_dir / "mixed_optima.csv"), pd.DataFrame(map(optima_of, numbers)))

@@ -22,8 +22,7 @@ best, and what decides is its guaranteed return: against an exact best response,
 `--follower planning` evaluates all of its tables on what was seen, and the leader climbs in that model. `--follower
 network` learns what each table is worth to it against each leader, by temporal differences on relabelled transitions:
 one with the leader's action a is valid for every leader, weighted by the probability with which that leader takes a.
-The target has no maximum: a follower that keeps to one table for ten steps solves no discounted problem, and leaders at
-the edge of what a follower discounted by 0.9 bears are beyond what this one bears.
+The target has no maximum: a follower that keeps to one table for ten steps solves no discounted problem.
 """
 
 import itertools
@@ -40,6 +39,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 import tyro
 from scipy.optimize import linprog, minimize
+from scipy.special import softmax
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -60,8 +60,7 @@ class Args:
     """folder that the run's own folder is made in"""
 
     env_id: str = "prisoners_dilemma"
-    """a game of the paper's Table 3, as they are named below (`PAYOFFS`), or LEADER-FOLLOWER, the leader's payoffs of
-    one and the follower's of another: all 144 strict ordinal 2 x 2 games"""
+    """a game of Table 3 (`PAYOFFS`), or LEADER-FOLLOWER: payoffs of two of them, in all 144 ordinal 2 x 2 games"""
     leader_payoff: tuple[float, ...] = ()
     """your own matrix game: the leader's payoffs, row by row (row = leader's action, column = follower's action)"""
     follower_payoff: tuple[float, ...] = ()
@@ -90,7 +89,7 @@ class Args:
 
     margin: float | None = None
     """with probabilities: replies count as best within so much per step, as a share of a third of the range of the
-    follower's payoffs, and the worst of them for the leader; default: 1e-4, network 0.05"""
+    follower's payoffs, and the worst of them for the leader; default: 1e-4, network 0.02"""
     generations: int = 60
     """generations of each evolution of leaders"""
 
@@ -333,16 +332,10 @@ class Follower:
 
 # --------------------------------------------------------------------------------------------------------- the leader
 LOGIT_STD = 2.0  # of the logits of random leaders
-MARGIN = {"planning": 1e-4, "network": 0.05}
+MARGIN = {"planning": 1e-4, "network": 0.02}
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Returns probabilities, over the last axis."""
-    odds = np.exp(logits - logits.max(-1, keepdims=True))
-    return odds / odds.sum(-1, keepdims=True)
-
-
-def search(worth, shape: tuple[int, int], generations: int, rng: np.random.Generator, known: np.ndarray | None = None):
+def search(worth, shape: tuple[int, int], generations: int, rng: np.random.Generator, known: np.ndarray):
     """Evolution of four populations of 32 leaders, on logits [O, A] = `shape`; each begins with the best of 1,000
     random leaders, of deterministic ones and of those that are `known`. `worth` leaders [n, O, A], prices [n] -> [n].
 
@@ -351,10 +344,8 @@ def search(worth, shape: tuple[int, int], generations: int, rng: np.random.Gener
     Returns the logits of the two best of each population [8, O, A], and the mean worth of all in the last generation.
     """
     tables = np.array(list(itertools.islice(itertools.product(np.eye(shape[1]), repeat=shape[0]), 500)))
-    logits = np.concatenate(
-        [*([] if known is None else [known]), 20 * tables, rng.normal(0, LOGIT_STD, (1000, *shape))]
-    )
-    orders = [np.argsort(-worth(softmax(logits), np.full(len(logits), price))) for price in (np.inf, 1.0)]
+    logits = np.concatenate([known, 20 * tables, rng.normal(0, LOGIT_STD, (1000, *shape))])
+    orders = [np.argsort(-worth(softmax(logits, -1), np.full(len(logits), price))) for price in (np.inf, 1.0)]
     parents = np.stack([logits[orders[k % 2][k // 2 : k // 2 + 8 : 2]] for k in range(4)])
     for generation in range(generations):
         children = parents.repeat(7, axis=1)
@@ -362,18 +353,16 @@ def search(worth, shape: tuple[int, int], generations: int, rng: np.random.Gener
         candidates, prices = np.concatenate([parents, children], axis=1), np.full((4, 32), np.inf)
         if 2 * generation < generations:
             prices[1::2] = 100 ** (2 * generation / generations)
-        values = worth(softmax(candidates).reshape(-1, *shape), prices.ravel()).reshape(4, 32)
+        values = worth(softmax(candidates, -1).reshape(-1, *shape), prices.ravel()).reshape(4, 32)
         best = np.argsort(-values, axis=1, kind="stable")[:, :4, None, None]
         parents = np.take_along_axis(candidates, best, axis=1)
     return parents[:, :2].reshape(-1, *shape), values.mean()
 
 
 def make_worth(follower: Follower, args: Args, rng: np.random.Generator, samples: int):
-    """Returns the function from leaders [n, O, A] to what they are worth in imagined episodes, [n].
-
-    Asked for probabilities, a leader plays as it answers, and counts the worst reply within the margin. Asked for K
-    actions, it does not: its worth is that of its POMDP, the mean over `samples` of its answers.
-    """
+    """Returns the function from leaders [n, O, A] to what they are worth in imagined episodes, [n]. Asked for its
+    probabilities, a leader plays as it answers, and counts the worst reply within the margin. Asked for K actions, it
+    does not: its worth is that of its POMDP, the mean over `samples` of its answers."""
     margin, scale, k = args.margin or MARGIN[args.follower], follower.game.scale, args.queries
 
     def worth(leaders: np.ndarray, price: np.ndarray | float = np.inf) -> np.ndarray:
@@ -472,22 +461,21 @@ def climb(model: Model, table: int, leader: np.ndarray, margin: float = 0.0) -> 
 def best_commitment(model: Model, scale: np.ndarray, margin: float, generations: int, rng, starts: int = 4):
     """Solves a model of an iterated game for a leader that mixes, unless a bound says that a deterministic one is best:
     by evolution, and by climbing, for each table of the follower, from the `starts` best of random leaders to the edge
-    of where that is a best reply, and from there to where it, or one that ties there, is better by the margin.
-
-    Returns the leader [O, 2] that is worth most with the margin, and bounds of what any gets with ties in its favour.
-    """
+    of where that is a best reply, and from there to where it, or one that ties there, is better by the margin. Returns
+    the leader [O, 2] that is worth most with the margin, and bounds of what any gets with ties in its favour."""
     bounds, ties, enough = upper_bounds(model), TIES * scale[1], 1e-3 * scale[0]
 
     def worth(leaders, price=np.inf):
         return worst_reply(*returns(model, np.asarray(leaders)), margin, price * scale[0] / scale[1])
 
-    leaders = list(map(np.array, itertools.product(np.eye(2), repeat=model.tables.shape[1])))
+    shape = model.tables.shape[1], 2
+    leaders = list(map(np.array, itertools.product(np.eye(2), repeat=shape[0])))
     if worth(leaders).max() <= bounds.max() - enough:
-        leaders += [*softmax(search(worth, leaders[0].shape, generations, rng)[0])]
+        leaders += [*softmax(search(worth, shape, generations, rng, np.zeros((0, *shape)))[0], -1)]
     found = hopeful = worth(leaders).max()
-    random = softmax(rng.normal(0, 3, (2000, *leaders[0].shape)))
+    random, tried = softmax(rng.normal(0, 3, (2000, *shape)), -1), set()
     of_leader, of_follower = returns(model, random)
-    rank, tried = of_leader + 10 * (of_follower - of_follower.max(1, keepdims=True)), set()
+    rank = of_leader + 10 * scale[0] / scale[1] * (of_follower - of_follower.max(1, keepdims=True))
     for table in np.argsort(-bounds, kind="stable"):
         for start in np.argsort(-rank[:, table], kind="stable")[:starts]:
             if bounds[table] <= found + enough:
@@ -581,7 +569,7 @@ def main(args: Args) -> dict:
     start_time, rng, game = time.time(), np.random.default_rng(args.seed), MatrixGame(args.payoffs, args.num_steps)
     run_path, writer = start_run(args)
     experience, follower, steps, steps_to_try_all, curve = Experience(game), Follower(game, args), 0, 0, []
-    worth, look_again = (make_worth(follower, args, rng, samples) for samples in (16, 512))
+    worth, look_again = (make_worth(follower, args, rng, n * 256 // game.num_observations**2) for n in (1, 64))
     optima, plans = solve(game), args.follower == "planning" and args.queries == "probabilities"
     answers = 1 if args.queries == "probabilities" else args.queries
     episode_steps = game.num_observations * answers + game.num_steps  # queries and game
@@ -597,12 +585,12 @@ def main(args: Args) -> dict:
                 news, steps_to_try_all = True, steps
         model = make_model(experience)
         td_loss = follower.learn(model, champions, args.follower_learning_rate * (1 - (k - 1) / rounds))
-        if not plans:  # the follower has learned about these by now, so that the best is not one that it is wrong about
-            champions = champions[np.argsort(-look_again(softmax(champions)), kind="stable")[:8]]
-            leader = softmax(champions[0])
-            if k < rounds or exploring is None:
-                found, exploring = search(worth, game.shape[:2], args.generations, rng, champions)
-                champions = np.concatenate([champions, found])
+        if not plans:  # of new leaders a network learns before one is chosen: the best are those it is most wrong about
+            found, exploring = search(worth, game.shape[:2], args.generations, rng, champions)
+            known = len(champions) if args.follower == "network" else None
+            champions = np.concatenate([champions, found])
+            best = np.argsort(-look_again(softmax(champions[:known], -1)), kind="stable")[:8]
+            leader, champions = softmax(champions[best[0]], -1), np.concatenate([champions[best], found])
         elif news:
             margin, news = game.scale[1] * (args.margin or MARGIN["planning"]), False
             if game.num_steps == 1:
@@ -613,9 +601,9 @@ def main(args: Args) -> dict:
         measured = measure(game, follower, args, leader)
         scalars = {f"charts/{name}": value for name, value in measured.items()}
         scalars |= {"charts/leader_return": exploring, "charts/stackelberg_value": optima.deterministic}
+        scalars |= {} if td_loss is None else {"losses/follower_td_loss": td_loss}
         scalars["charts/leader_regret"] = optima.deterministic - measured["leader_return_greedy"]
         scalars["charts/SPS"] = steps / (time.time() - start_time)
-        scalars |= {} if td_loss is None else {"losses/follower_td_loss": td_loss}
         for tag, scalar in scalars.items():
             writer.add_scalar(tag, scalar, steps)
         curve.append([steps, *(measured[f"leader_return_{x}"] for x in ("greedy", "guaranteed")), exploring])

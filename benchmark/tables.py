@@ -345,12 +345,91 @@ def theorem2() -> str:
     return markdown(header, rows)
 
 
+def mixed_of(*games: str, setting: str) -> pd.DataFrame:
+    """Returns the runs of a setting in these families of games, with what the guaranteed return misses of the most that
+    can be guaranteed, in units of the scale."""
+    rows = pick(load("mixed_runs"), setting=setting)
+    rows = rows[rows["games"].isin(games)]
+    return rows.assign(miss=(rows["stackelberg_value_guaranteed"] - rows["leader_return_guaranteed"]) / rows["scale"])
+
+
+def mixed() -> str:
+    """Leaders that mix: how near their guaranteed return comes to the most that can be guaranteed."""
+    runs = load("mixed_runs")
+    names = {"dilemma": "prisoner's dilemma", "table3": "Table 3", "ordinal": "the other ordinal games"}
+    names |= {"one-shot 3x3": "random one-shot 3 x 3"}
+    rows = []
+    for family, setting in dict.fromkeys(zip(runs["games"], runs["setting"], strict=True)):
+        if "actions" in setting:
+            continue
+        some = mixed_of(family, setting=setting)
+        near = [f"{(some['miss'] <= limit).sum()}/{len(some)}" for limit in (0.02 + 1e-6, 0.05 + 1e-6)]
+        cells = [number(x, 4) for x in (some["miss"].median(), some["miss"].max())]
+        cells += [number((some["follower_regret"] / some["scale"]).max(), 3), f"{some['combined_steps'].max():,}"]
+        rows.append([names.get(family, family), setting, *near, *cells, f"{some['wall_seconds'].median():.1f}"])
+    header = ["games", "follower", "within 0.02", "within 0.05", "median miss", "largest miss"]
+    return markdown([*header, "largest regret of the follower", "steps", "median seconds"], rows)
+
+
+def mixed_queries() -> str:
+    """What leaders get and what they are guaranteed, by what a query is answered with."""
+    runs = load("mixed_runs")
+    cells = {"prisoner's dilemma": "dilemma", "[[2, 4], [1, 3]] / [[1, 0], [0, 1]], one shot": "textbook 2x2"}
+    rows = []
+    for name, family in cells.items():
+        some = pick(runs, games=family)
+        if family == "dilemma":
+            some = pd.concat([some, pick(runs, games="table3", env_id="prisoners_dilemma")])
+        for setting in (*(f"{k} actions" for k in (1, 2, 4, 16, 64)), "planning"):
+            means = pick(some, setting=setting)[["leader_return_greedy", "leader_return_guaranteed"]].mean()
+            label = "1 action" if setting == "1 actions" else setting.replace("planning", "probabilities")
+            rows.append([name, label, number(means.iloc[0], 3), number(means.iloc[1], 3)])
+    return markdown(["game", "answer", "against the follower, which sees answers", "guaranteed"], rows)
+
+
+def mixed_classes() -> str:
+    """The optima by class, of the games of Table 3."""
+    rows = mixed_of("table3", setting="planning").drop_duplicates("env_id")
+    columns = {
+        "": "deterministic",
+        "_mixture": "mixtures of these, drawn before play",
+        "_stochastic": "memory-1, mixing",
+    }
+    columns |= {"_guaranteed": "memory-1, guaranteed", "_bound": "no memory-1 leader has more than"}
+    cells = [[row["env_id"], *(number(row[f"stackelberg_value{x}"], 3) for x in columns)] for _, row in rows.iterrows()]
+    return markdown(["game", *columns.values()], cells)
+
+
+def mixed_gains() -> str:
+    """How often mixing helps, and by how much: the 144 ordinal games and 200 random ones."""
+    ordinal = mixed_of("table3", "ordinal", setting="planning").drop_duplicates("env_id").assign(scale=1.0)
+    ordinal.columns = [name.removeprefix("stackelberg_value_") for name in ordinal.columns]
+    ordinal = ordinal.rename(columns={"stackelberg_value": "deterministic"})
+    rows = []
+    for name, games in {"144 ordinal": ordinal, "random": load("mixed_optima")}.items():
+        cells = [f"{len(games)} random" if name == "random" else name]
+        for column, base in (
+            ("stochastic", "deterministic"),
+            ("guaranteed", "pessimistic"),
+            ("mixture", "deterministic"),
+        ):
+            gain = (games[column] - games[base]) / games["scale"]
+            some = gain[gain > 0.01]
+            cells.append(f"{len(some)}: {number(some.mean())}, {number(some.max())}")
+        proved = (games["bound"] - games["stochastic"] <= 0.02 * games["scale"]).sum()
+        unattained = (games["stochastic"] - games["guaranteed"] > 0.02 * games["scale"]).sum()
+        rows.append([*cells, f"{proved}", f"{unattained}"])
+    header = ["games", "memory-1, ties for the leader", "memory-1, guaranteed", "mixtures drawn before play"]
+    return markdown([*header, "proved: bound within 0.02", "guaranteed over 0.02 less"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
         *(methods, misses, fig1, authors, dqn_targets, replay, commitments, clock, pomdp_values, verification),
         *(fig2, fig2_responses),
         *(fig3, fig4, fig5, fig6, ppo_qlearning, es_md, theorem2),
+        *(mixed, mixed_queries, mixed_classes, mixed_gains),
     )
 }
 

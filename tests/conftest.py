@@ -27,6 +27,7 @@ QUICK = {
     "no_regret_follower": ("--env-id", "hero", "--rounds", 3, "--num-seeds", 1, "--num-episodes", 320),
     "two_followers_matrix": ("--env-id", "public_good", "--num-seeds", 1, "--follower-episodes", 64),
     "hindsight_follower": ("--rounds", 5, "--leader-updates", 5),
+    "mixed_commitment_matrix": ("--follower", "network", "--rounds", 3, "--follower-updates", 20, "--generations", 5),
 }
 
 torch.set_num_threads(1)

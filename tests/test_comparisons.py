@@ -154,6 +154,7 @@ META_FOLLOWER = ("noninvariant_leader", "hidden_queries")
 LEARNING_FOLLOWER = ("leader_reward_during_learning", "continuous_follower")
 SIDE_BY_SIDE = (*META_FOLLOWER, *LEARNING_FOLLOWER)
 BATCHES = ("no_regret_follower", "two_followers_matrix")
+NO_ACTIONS = ("hindsight_follower", "mixed_commitment_matrix")  # of any number
 NOT_QUICK = ("exact_stackelberg", "diff_md_matrix")  # their runs have no result.json
 # Blocks, and the scripts that have them in the same words.
 SAME_SOURCE = [
@@ -161,12 +162,14 @@ SAME_SOURCE = [
     ("Args.seed", (PPO, *QUICK)),
     ("__main__", (PPO, *QUICK, *NOT_QUICK)),
     ("Args.run_dir", (PPO, *QUICK, "diff_md_matrix")),
-    ("NUM_ACTIONS", (PPO, *(name for name in QUICK if name != "hindsight_follower"), "diff_md_matrix")),
+    ("NUM_ACTIONS", (PPO, *(name for name in QUICK if name not in NO_ACTIONS), "diff_md_matrix")),
     ("Args.env_id solve start_run", FIVE_OBSERVATIONS),
     ("Args.leader_payoff Args.follower_payoff PAYOFFS", (*FIVE_OBSERVATIONS, "no_regret_follower")),
     ("NUM_OBSERVATIONS START MatrixGame table_index play", (*FIVE_OBSERVATIONS, "no_regret_follower")),
     ("PAYOFFS", (PPO, "noninvariant_leader", "hindsight_follower", *NOT_QUICK)),
     ("start_run", (PPO, "hindsight_follower")),
+    ("start_run PAYOFFS", (PPO, "mixed_commitment_matrix")),
+    ("Args.leader_payoff Args.follower_payoff Args.leader_actions", ("hindsight_follower", "mixed_commitment_matrix")),
     ("payoffs_of", ("exact_stackelberg", "hindsight_follower")),
     ("NUM_OBSERVATIONS START", (PPO, "diff_md_matrix")),
     ("Leader Args.update_epochs Args.clip_coef Args.ent_coef", FIVE_OBSERVATIONS[:2]),
@@ -176,8 +179,8 @@ SAME_SOURCE = [
     ("ENV_ID LEADER_PAYOFF FOLLOWER_PAYOFF", (THREE_OBSERVATIONS[0], THREE_OBSERVATIONS[2])),
     ("start_run start_writer", (THREE_OBSERVATIONS[0], *SIDE_BY_SIDE, *BATCHES)),
     ("draw descend", SIDE_BY_SIDE),
-    ("steps_to_converge", (*FIVE_OBSERVATIONS, *SIDE_BY_SIDE, *BATCHES, "hindsight_follower")),
-    ("TOLERANCE", (PPO, *BATCHES, "hindsight_follower")),
+    ("steps_to_converge", (*FIVE_OBSERVATIONS, *SIDE_BY_SIDE, *BATCHES, *NO_ACTIONS)),
+    ("TOLERANCE", (PPO, *BATCHES, *NO_ACTIONS)),
     ("Args.num_steps Args.follower Args.follower_timesteps Args.follower_learning_rate", META_FOLLOWER),
     ("imports TOLERANCE train_follower", META_FOLLOWER),
     ("Args.follower_episodes Args.follower_noise Game follower_learns expected_episode", LEARNING_FOLLOWER),

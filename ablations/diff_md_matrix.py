@@ -64,7 +64,7 @@ class Args:
     """k, the follower's gradient steps; several values are trained one after the other"""
     objective: Literal["last", "sum"] = "last"
     """last: the leader's return after the k steps; sum: its mean return over them (Balaguer et al.)"""
-    follower_step_size: tuple[float, ...] = (10.0,)
+    follower_step_size: tuple[float, ...] = (3.0,)
     """step size of the follower's gradient ascent on its logits, per unit of mean reward; one, or one for each seed"""
     follower_std: float = 0.1
     """standard deviation of the logits that a follower starts from; they are drawn anew in each iteration"""

@@ -254,12 +254,12 @@ def two_followers(args: Args) -> pd.DataFrame:
 
 
 # The follower's step sizes for k steps of Diff-MD: those with the best guaranteed return in diff_md_rates.csv.
-STEP_SIZES = {1: 30.0, 3: 30.0, 10: 10.0, 30: 10.0, 100: 10.0}
+STEP_SIZES = {1: 30.0, 3: 30.0, 10: 10.0, 30: 3.0, 100: 3.0}
 
 
 def diff_md_rates(args: Args) -> pd.DataFrame:
-    """What leaders of random games 0 to 99 are guaranteed, as a share of the scale above the pessimistic optimum, by the
-    follower's step size and k. In half of the iterations: this only chooses."""
+    """What leaders of random games 0 to 99 are guaranteed above the pessimistic optimum, in scales, by k and
+    the follower's step size. In half of the iterations: this only chooses."""
     sizes = (1.0, 3.0, 10.0, 30.0, 100.0)
     games = tuple(f"random_{TUNING + i}" for i in range(min(args.num_games, 100)))
     flags = {"unroll": tuple(STEP_SIZES), "num_seeds": len(sizes), "follower_step_size": sizes, "iterations": 100}

@@ -32,6 +32,7 @@ LIMITS = {
     "exact_stackelberg": 250,
     "vectorized_ppo_matrix": 569,
     "two_followers_matrix": 430,
+    "recurrent_follower_matrix": 430,
 }
 HEAD = {"inline script metadata", "docstring", "imports"}
 RUN = {"main", "__main__"}

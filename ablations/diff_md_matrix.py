@@ -13,9 +13,8 @@ the leader climbs what it gets after them, or summed over them, by the gradient 
     python ablations/diff_md_matrix.py --games prisoners_dilemma --unroll 1 10 100 --objective sum
 
 It takes no environment steps, but a description of the game: both payoff matrices, and how observations come about. The
-leader is stochastic, [0, 1]^5, so it may find commitments that mix. What it gets from a follower after k steps says
-little, as k steps make no best response: the last column is what an exact best response leaves it, of the 32 stationary
-tables over the 10 steps, with ties broken against the leader.
+leader is stochastic, [0, 1]^5, so it may find commitments that mix. As k steps make no best response, what it has after
+them is not what it is *guaranteed*: that comes from the best of the 32 stationary tables, ties broken against it.
 """
 
 import itertools
@@ -65,8 +64,8 @@ class Args:
     """k, the follower's gradient steps; several values are trained one after the other"""
     objective: Literal["last", "sum"] = "last"
     """last: the leader's return after the k steps; sum: its mean return over them (Balaguer et al.)"""
-    follower_step_size: float = 10.0
-    """step size of the follower's gradient ascent on its logits, per unit of mean reward"""
+    follower_step_size: tuple[float, ...] = (3.0,)
+    """step size of the follower's gradient ascent on its logits, per unit of mean reward; one, or one for each seed"""
     follower_std: float = 0.1
     """standard deviation of the logits that a follower starts from; they are drawn anew in each iteration"""
     iterations: int = 200
@@ -76,10 +75,12 @@ class Args:
 
     def __post_init__(self):
         for flag, values in asdict(self).items():
-            for value in values if flag == "unroll" else [values]:
+            for value in values if flag in ("unroll", "follower_step_size") else [values]:
                 may_be_zero = flag in ("seed", "follower_std")
                 if type(value) in (int, float) and not (0 < value < math.inf or (value == 0 and may_be_zero)):
                     raise ValueError(f"--{flag.replace('_', '-')} must be positive, got {value}")
+        if len(self.follower_step_size) not in (1, self.num_seeds):
+            raise ValueError("--follower-step-size must be one number, or one for each of --num-seeds")
         if not self.unroll or len(set(self.unroll)) < len(self.unroll):
             raise ValueError("--unroll must be one or more different numbers")
         games = load_games(self)
@@ -140,71 +141,89 @@ def scales_of(payoffs: np.ndarray) -> np.ndarray:
 
 
 # ----------------------------------------------------------------------------------------------- returns, exact
-def expected_returns(rewards: torch.Tensor, leader: torch.Tensor, follower: torch.Tensor, num_steps: int):
-    """Returns both players' expected reward per step, [..., 2], for probabilities of action 1, [..., 5] each.
+def pairs_of(leader: torch.Tensor, follower: torch.Tensor) -> torch.Tensor:
+    """Returns how likely each pair of actions, 2 * leader's + follower's, is in each observation, [5, 4, ...], for
+    probabilities of action 1, [5, ...] each. Runs stand last, side by side in memory, here and below."""
+    a, b = (torch.stack([1 - p, p], 1) for p in (leader, follower))
+    return (a[:, :, None] * b[:, None]).flatten(1, 2)
 
-    `rewards` are [..., 2, 4], for each pair of actions 2 * leader's + follower's. The distribution of the pair is
-    carried forward step by step, so this is differentiable in both policies.
-    """
-    a, b = torch.stack([1 - leader, leader], -1), torch.stack([1 - follower, follower], -1)
-    pairs = (a[..., :, None] * b[..., None, :]).flatten(-2)  # [..., observation, pair]
-    now, after = pairs[..., START, :], pairs[..., 1:, :]
-    visits = now
+
+def expected_returns(rewards: torch.Tensor, leader: torch.Tensor, follower: torch.Tensor, num_steps: int):
+    """Returns both players' expected reward per step, [2, ...], for probabilities of action 1, [5, ...] each; `rewards`
+    are [2, 4, ...], for each pair of actions. The distribution of the pair is carried forward step by step."""
+    pairs = pairs_of(leader, follower)
+    now = visits = pairs[START]
     for _ in range(num_steps - 1):
-        now = (now[..., None, :] @ after).squeeze(-2)
+        now = (now[:, None] * pairs[1:]).sum(0)
         visits = visits + now
-    return (rewards @ visits[..., None]).squeeze(-1) / num_steps
+    return (rewards * visits).sum(1) / num_steps
+
+
+def returns_and_gradient(rewards: torch.Tensor, leader: torch.Tensor, follower: torch.Tensor, num_steps: int):
+    """Returns the same, [2, n], and the gradient of the follower's return in its logits, [5, n]: in each observation
+    what action 1 gains on action 0, times how often it is there (the policy gradient theorem, exact). All of it may be
+    differentiated in the leader's policy."""
+    pairs = pairs_of(leader, follower)
+    # forward: the pair at step t; backward: the follower's expected reward t steps after a pair
+    flows = torch.stack([pairs[1:].transpose(0, 1), pairs[1:]])
+    states = [torch.stack([pairs[START], rewards[1]])]
+    for _ in range(num_steps - 1):
+        states.append((flows * states[-1][:, None]).sum(2))
+    now, later = torch.stack(states).unbind(1)  # [steps, pair, n]
+    values = later.cumsum(0)  # of a pair with t steps after it
+    gains = (values[:, 1::2] - values[:, ::2]).flip(0)  # [steps, leader's action, n], first step first
+    gains = torch.cat([gains[:1], (now[:-1, :, None] * gains[1:, None]).sum(0)])  # [observation, leader's action, n]
+    gradient = (gains * torch.stack([1 - leader, leader], 1)).sum(1) * follower * (1 - follower)
+    return (rewards * now.sum(0)).sum(1) / num_steps, gradient / num_steps
 
 
 TABLES = np.array(list(itertools.product(range(NUM_ACTIONS), repeat=NUM_OBSERVATIONS)))  # stationary policies, [32, 5]
 TIE = 1e-6  # of the scale: what is as good to the follower
+TOLERANCE = 0.05 + 1e-6  # of the scale: what passes for equal in mean rewards
 
 
 def against_best_response(rewards: torch.Tensor, leaders: torch.Tensor, num_steps: int) -> torch.Tensor:
-    """Returns what leaders, [n, 5], get if the follower's best of the 32 stationary tables breaks ties for them and if
-    it breaks them against them, and what it gets itself, [3, n]; `rewards` are [n, 2, 4] with a scale of 1."""
-    tables = torch.as_tensor(TABLES, dtype=leaders.dtype).expand(len(leaders), -1, -1)
-    every = leaders[:, None].expand(-1, len(TABLES), -1)
-    leader, follower = expected_returns(rewards[:, None], every, tables, num_steps).unbind(-1)  # [n, 32]
-    best = follower.amax(1, keepdim=True)
+    """Returns what leaders, [5, n], get if the follower's best of the 32 stationary tables breaks ties for them and if
+    it breaks them against them, and what it gets itself, [3, n]; `rewards` are [2, 4, n] with a scale of 1."""
+    tables = torch.as_tensor(TABLES.T, dtype=leaders.dtype)[..., None].expand(-1, -1, leaders.shape[1])
+    leader, follower = expected_returns(rewards[:, :, None], leaders[:, None].expand_as(tables), tables, num_steps)
+    best = follower.amax(0)
     is_best = follower >= best - TIE
-    optimistic = torch.where(is_best, leader, -torch.inf).amax(1)
-    return torch.stack([optimistic, torch.where(is_best, leader, torch.inf).amin(1), best[:, 0]])
+    optimistic, pessimistic = torch.where(is_best, leader, -torch.inf), torch.where(is_best, leader, torch.inf)
+    return torch.stack([optimistic.amax(0), pessimistic.amin(0), best])
 
 
 def solve(rewards: torch.Tensor, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the exact optimum of deterministic memory-1 leaders in each game, ties broken for and against them."""
-    n = len(rewards)
-    leaders = torch.as_tensor(TABLES, dtype=rewards.dtype).repeat(n, 1)
-    values = against_best_response(rewards.repeat_interleave(len(TABLES), 0), leaders, num_steps)
+    n = rewards.shape[-1]
+    leaders = torch.as_tensor(TABLES.T, dtype=rewards.dtype).repeat(1, n)
+    values = against_best_response(rewards.repeat_interleave(len(TABLES), -1), leaders, num_steps)
     return tuple(values[:2].view(2, n, len(TABLES)).amax(2).numpy())
 
 
 # ------------------------------------------------------------------------------------------------------- the learning
-def unroll(rewards: torch.Tensor, leader: torch.Tensor, start: torch.Tensor, k: int, args: Args) -> torch.Tensor:
-    """Lets followers with logits `start`, [n, 5], climb their returns by k steps against leaders with logits [n, 5].
-
-    Returns both players' returns before the first step and after each, [k + 1, n, 2], a differentiable function of the
-    leader's logits: every step of the follower's is part of the graph.
-    """
-    logits, returns = start.requires_grad_(), []
-    for step in range(k + 1):
-        returns.append(expected_returns(rewards, leader.sigmoid(), logits.sigmoid(), args.num_steps))
-        if step < k:
-            (gradient,) = torch.autograd.grad(returns[-1][:, 1].sum(), logits, create_graph=True)
-            logits = logits + args.follower_step_size * gradient
-    return torch.stack(returns)
+def unroll(rewards, leader: torch.Tensor, logits: torch.Tensor, k: int, step_size, num_steps: int) -> torch.Tensor:
+    """Lets followers with these logits, [5, n], climb their returns by k steps against leaders with logits [5, n].
+    Returns both players' returns before the first step and after each, [k + 1, 2, n], a differentiable function of the
+    leader's logits: every step of the follower's is part of the graph. `step_size` is one number or [n]."""
+    leader, returns = leader.sigmoid(), []
+    for _ in range(k):
+        now, gradient = returns_and_gradient(rewards, leader, logits.sigmoid(), num_steps)
+        returns.append(now)
+        logits = logits + step_size * gradient
+    return torch.stack([*returns, expected_returns(rewards, leader, logits.sigmoid(), num_steps)])
 
 
-def train(rewards: torch.Tensor, k: int, args: Args) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Trains a leader for each row of `rewards`, [n, 2, 4]; returns their logits, [n, 5], and after each iteration the
-    returns [n, 2] that both players had after the follower's k steps. Runs share no parameter: none sees another."""
-    leader = torch.nn.Parameter(torch.randn(len(rewards), NUM_OBSERVATIONS, dtype=rewards.dtype))
+def train(rewards: torch.Tensor, k: int, step_size, args: Args) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Trains a leader for each run of `rewards`, [2, 4, n]; returns their logits, [5, n], and after each iteration the
+    returns [2, n] that both players had after the follower's k steps. Runs share no parameter: none sees another."""
+    shape = NUM_OBSERVATIONS, rewards.shape[-1]
+    leader = torch.nn.Parameter(torch.randn(shape, dtype=rewards.dtype))
     optimizer, curve = torch.optim.Adam([leader], lr=args.learning_rate), []
     for _ in tqdm(range(args.iterations), desc=f"k = {k}", leave=False, disable=None):
-        start = args.follower_std * torch.randn(leader.shape, dtype=rewards.dtype)
-        returns = unroll(rewards, leader, start, k, args)
-        objective = returns[-1, :, 0] if args.objective == "last" else returns[1:, :, 0].mean(0)
+        start = args.follower_std * torch.randn(shape, dtype=rewards.dtype)
+        returns = unroll(rewards, leader, start, k, step_size, args.num_steps)
+        objective = returns[-1, 0] if args.objective == "last" else returns[1:, 0].mean(0)
         if not objective.isfinite().all():
             raise SystemExit("the training diverged: lower --follower-step-size or --learning-rate")
         optimizer.zero_grad()
@@ -215,41 +234,33 @@ def train(rewards: torch.Tensor, k: int, args: Args) -> tuple[torch.Tensor, list
 
 
 # ------------------------------------------------------------------------------------------------------------- the run
-TOLERANCE = 0.05 + 1e-6  # what passes for equal, in mean rewards of scale 1
-
-
 def results_of(args: Args, k: int, leader: torch.Tensor, curve: list, rewards: torch.Tensor) -> pd.DataFrame:
-    """Returns a row for each run, payoffs per game step: what the leader had after the k steps (mean of the last tenth
-    of the iterations), what an exact best response leaves it, the optima of deterministic leaders, and the policy."""
+    """Returns a row for each run, payoffs per game step. What the leader had after the k steps is a mean of the last
+    tenth of the iterations."""
     game = np.arange(len(args.env_ids)).repeat(args.num_seeds)
-    scale = scales_of(args.payoffs)[:, 0, 0, 0]
-    optimistic, pessimistic = solve(rewards[:: args.num_seeds], args.num_steps)
+    low, scale = args.payoffs.min(axis=(2, 3))[game, 0], scales_of(args.payoffs)[game, :, 0, 0]
+    optima = solve(rewards[..., :: args.num_seeds], args.num_steps)
     unrolled = torch.stack(curve[-math.ceil(len(curve) / 10) :]).mean(0).numpy()
-    best, guaranteed, follower_best = against_best_response(rewards, leader.sigmoid(), args.num_steps).numpy()
-    rows = pd.DataFrame({"env_id": np.array(args.env_ids)[game], "unroll": k})
-    rows["seed"] = args.seed + np.tile(np.arange(args.num_seeds), len(args.env_ids))
-    rows["leader_return"], rows["leader_return_guaranteed"] = unrolled[:, 0], guaranteed
-    rows["leader_return_optimistic"] = best
-    rows["stackelberg_value"], rows["stackelberg_value_pessimistic"] = optimistic[game], pessimistic[game]
-    low = args.payoffs.min(axis=(2, 3))[game, 0]
-    columns = rows.columns[3:]
-    rows[columns] = rows[columns].mul(scale[game], axis=0).add(low, axis=0)
-    rows["follower_regret"] = (follower_best - unrolled[:, 1]) * scales_of(args.payoffs)[game, 1, 0, 0]
-    rows["leader_policy"] = [" ".join(f"{p:.3f}" for p in policy) for policy in leader.sigmoid().tolist()]
-    rows["scale"] = scale[game]
-    return rows
+    policies = leader.double().sigmoid()
+    _, guaranteed, follower_best = against_best_response(rewards, policies, args.num_steps).numpy()
+    values = {"leader_return": unrolled[0], "leader_return_guaranteed": guaranteed}
+    values |= {"stackelberg_value": optima[0][game], "stackelberg_value_pessimistic": optima[1][game]}
+    seeds = args.seed + np.tile(np.arange(args.num_seeds), len(args.env_ids))
+    rows = pd.DataFrame({"env_id": np.array(args.env_ids)[game], "unroll": k, "seed": seeds})
+    rows = rows.assign(**{name: low + scale[:, 0] * value for name, value in values.items()})
+    rows["follower_regret"] = scale[:, 1] * (follower_best - unrolled[1])
+    rows["leader_policy"] = [" ".join(f"{p:.3f}" for p in policy) for policy in policies.T.tolist()]
+    return rows.assign(scale=scale[:, 0])
 
 
 def finish(runs: pd.DataFrame, run_path: str) -> None:
     """Writes runs.csv, of which nobody ever meets half, and says what was found, for each number of steps."""
     runs.to_csv(f"{run_path}/runs.csv.tmp", index=False, float_format="%.6g")
     os.replace(f"{run_path}/runs.csv.tmp", f"{run_path}/runs.csv")
-    tolerance = TOLERANCE * runs["scale"]
-    measures = {"unrolled": runs["leader_return"], "guaranteed": runs["leader_return_guaranteed"]}
-    shares = {"unroll": runs["unroll"]}
-    for name, returns in measures.items():
-        shares[f"{name}_below"] = returns < runs["stackelberg_value_pessimistic"] - tolerance
-        shares[f"{name}_above"] = returns > runs["stackelberg_value"] + tolerance
+    tolerance, shares = TOLERANCE * runs["scale"], {"unroll": runs["unroll"]}
+    for name, column in (("unrolled", "leader_return"), ("guaranteed", "leader_return_guaranteed")):
+        shares[f"{name}_below"] = runs[column] < runs["stackelberg_value_pessimistic"] - tolerance
+        shares[f"{name}_above"] = runs[column] > runs["stackelberg_value"] + tolerance
     table = pd.DataFrame(shares).groupby("unroll").mean()
     means = runs.groupby("unroll")[["leader_return", "leader_return_guaranteed", "stackelberg_value"]].mean()
     print(f"""
@@ -266,8 +277,7 @@ def main(args: Args) -> pd.DataFrame:
     """Trains all leaders, one number of steps after the other; returns what it writes to runs.csv."""
     torch.set_num_threads(1)  # a thread pool costs more than it gives with tensors of this size
     run_name = f"{len(args.env_ids)}_games__{args.exp_name}__{args.seed}__{int(1000 * time.time())}"
-    run_path = f"{args.run_dir}/{run_name}"
-    os.makedirs(run_path)
+    os.makedirs(run_path := f"{args.run_dir}/{run_name}")
     if args.track:
         import wandb
 
@@ -276,19 +286,20 @@ def main(args: Args) -> pd.DataFrame:
         wandb.init(**names, dir=args.run_dir, config=asdict(args), sync_tensorboard=True, save_code=True)
     # rewards: payoffs from 0 to 3, so that step sizes fit payoffs of any scale
     rewards = (args.payoffs - args.payoffs.min(axis=(2, 3), keepdims=True)) / scales_of(args.payoffs)
-    rewards = torch.tensor(rewards.reshape(-1, 2, NUM_ACTIONS**2), dtype=torch.float64)
-    rewards, results = rewards.repeat_interleave(args.num_seeds, 0), []
+    rewards = torch.tensor(rewards.reshape(-1, 2, NUM_ACTIONS**2)).movedim(0, -1)
+    rewards, results = rewards.repeat_interleave(args.num_seeds, -1), []
     for k in args.unroll:
         torch.manual_seed(args.seed)
-        start_time = time.time()
-        leader, curve = train(rewards, k, args)
-        results.append(results_of(args, k, leader, curve, rewards))
-        results[-1]["seconds"] = (time.time() - start_time) / len(rewards)
+        start_time = time.process_time()
+        step_sizes = np.resize(args.follower_step_size, rewards.shape[-1])
+        leader, curve = train(rewards.float(), k, torch.tensor(step_sizes, dtype=torch.float32), args)
+        seconds = (time.process_time() - start_time) / len(step_sizes)
+        results.append(results_of(args, k, leader, curve, rewards).assign(step_size=step_sizes, seconds=seconds))
         with SummaryWriter(f"{run_path}/unroll-{k}") as writer:
             flags = "\n".join(f"|{flag}|{value}|" for flag, value in asdict(args).items())
             writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{flags}")
             for iteration, returns in enumerate(curve, start=1):
-                for player, mean in zip(("leader", "follower"), returns.mean(0).tolist(), strict=True):
+                for player, mean in zip(("leader", "follower"), returns.mean(1).tolist(), strict=True):
                     writer.add_scalar(f"charts/{player}_return_of_scale", mean, iteration)
     runs = pd.concat(results, ignore_index=True)
     finish(runs, run_path)

@@ -269,15 +269,15 @@ def no_regret_followers(returns: np.ndarray, rounds: int) -> tuple[np.ndarray, n
     tables and each other. They play the mean, over all rounds, of the product of their weights: a coarse correlated
     equilibrium, up to their regrets, which are at most sqrt(ln 128 / 2T) in payoffs from 0 to 1, whatever they do.
     Returns the same as `evaluate_pairs`. Followers know their payoffs, so that nothing is left to chance."""
-    unit_returns = torch.as_tensor((returns + 1.5) / 3)  # from 0 to 1
+    unit_returns = torch.as_tensor((returns + 1.5) / 3).movedim(1, 0).flatten(1, 2)  # from 0 to 1, [128, 3 * 128, 128]
+    of_second = unit_returns[:, -len(TABLES) :].mT.contiguous()
     step_size = math.sqrt(8 * math.log(len(TABLES)) / rounds)
     payoffs, earned = torch.zeros(2, len(TABLES), len(TABLES)), torch.zeros(3, len(TABLES))
     for _ in tqdm(range(rounds), desc="followers", leave=False, disable=None):
         weights = (step_size * payoffs).softmax(-1)  # [follower, leader's table, table]
-        against_second = torch.einsum("pxij,xj->pxi", unit_returns, weights[1])
-        against_first = torch.einsum("xij,xi->xj", unit_returns[2], weights[0])
-        payoffs += torch.stack([against_second[1], against_first])
-        earned += torch.einsum("pxi,xi->px", against_second, weights[0])
+        against_second = (unit_returns @ weights[1, ..., None]).view(-1, 3, len(TABLES))  # [128, player, first's table]
+        payoffs += torch.stack([against_second[:, 1], (of_second @ weights[0, ..., None])[..., 0]])
+        earned += torch.einsum("xpi,xi->px", against_second, weights[0])
     regrets = (payoffs.amax(-1) - earned[1:]) / rounds
     return (3 * earned / rounds - 1.5).numpy(), (3 * regrets).numpy()
 

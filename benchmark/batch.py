@@ -23,11 +23,14 @@ import tyro
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "ablations")]
 
+import diff_md_matrix  # noqa: E402
 import no_regret_follower  # noqa: E402
+import two_followers_matrix  # noqa: E402
 import vectorized_ppo_matrix as batch  # noqa: E402
 
 Figure = Literal[
-    "explore", "misses", "atlas", "follower_heatmap", "leader_sensitivity", "budget", "throughput", "no_regret", "all"
+    *("explore", "misses", "atlas", "follower_heatmap", "leader_sensitivity", "budget", "throughput"),
+    *("no_regret", "two_followers", "diff_md_rates", "diff_md", "all"),
 ]
 
 
@@ -245,8 +248,41 @@ def no_regret(args: Args) -> pd.DataFrame:
     return pd.concat(rows_of(no_regret_follower, explore=explore, reply=reply) for explore, reply in arms)
 
 
+def two_followers(args: Args) -> pd.DataFrame:
+    """Four games of one leader and two followers x 10 seeds, with both oracles."""
+    return pd.concat(rows_of(two_followers_matrix, oracle=oracle) for oracle in ("self-play", "no-regret"))
+
+
+# The follower's step sizes for k steps of Diff-MD: those with the best guaranteed return in diff_md_rates.csv.
+STEP_SIZES = {1: 30.0, 3: 30.0, 10: 10.0, 30: 3.0, 100: 3.0}
+
+
+def diff_md_rates(args: Args) -> pd.DataFrame:
+    """What leaders of random games 0 to 99 are guaranteed above the pessimistic optimum, in scales, by k and
+    the follower's step size. In half of the iterations: this only chooses."""
+    sizes = (1.0, 3.0, 10.0, 30.0, 100.0)
+    games = tuple(f"random_{TUNING + i}" for i in range(min(args.num_games, 100)))
+    flags = {"unroll": tuple(STEP_SIZES), "num_seeds": len(sizes), "follower_step_size": sizes, "iterations": 100}
+    with tempfile.TemporaryDirectory() as run_dir:
+        runs = diff_md_matrix.main(diff_md_matrix.Args(games=games, run_dir=run_dir, **flags))
+    above = (runs["leader_return_guaranteed"] - runs["stackelberg_value_pessimistic"]) / runs["scale"]
+    runs = runs.assign(guaranteed_above=above, below=above < -batch.TOLERANCE)
+    return runs.groupby(["unroll", "step_size"])[["guaranteed_above", "below"]].mean().reset_index()
+
+
+def diff_md(args: Args) -> pd.DataFrame:
+    """Diff-MD on all 144 ordinal games x 10 seeds, for each number k of the follower's steps and both objectives."""
+    rows = []
+    for objective, (k, step_size) in ((o, item) for o in ("last", "sum") for item in STEP_SIZES.items()):
+        with tempfile.TemporaryDirectory() as run_dir:
+            flags = {"objective": objective, "unroll": (k,), "follower_step_size": (step_size,)}
+            runs = diff_md_matrix.main(diff_md_matrix.Args(run_dir=run_dir, **flags))
+        rows.append(runs.drop(columns=["leader_policy", "scale", "seconds"]).assign(objective=objective))
+    return pd.concat(rows)
+
+
 VECTORIZED = (explore, misses, atlas, follower_heatmap, leader_sensitivity, budget, throughput)
-FIGURES = {f.__name__: f for f in (*VECTORIZED, no_regret)}
+FIGURES = {f.__name__: f for f in (*VECTORIZED, no_regret, two_followers, diff_md_rates, diff_md)}
 
 
 def main(args: Args):

@@ -23,7 +23,8 @@ import plot  # noqa: E402
 from plot import BLACK, BLUE, DASHED, GAMES, GREEN, GREY, ORANGE, RED, SKY, YELLOW, load, pick, title_of  # noqa: E402
 
 Figure = Literal[
-    "atlas", "commitment", "misses", "explore", "follower_heatmap", "leader_sensitivity", "throughput", "all"
+    *("atlas", "commitment", "misses", "explore", "follower_heatmap", "leader_sensitivity", "throughput"),
+    *("no_regret", "two_followers", "diff_md", "all"),
 ]
 
 
@@ -48,6 +49,8 @@ class Args:
 
 def source(figure: str) -> str:
     """Returns the name of a figure's CSV."""
+    if figure in ("no_regret", "two_followers", "diff_md"):
+        return figure
     return f"vectorized_{'atlas' if figure == 'commitment' else figure}"
 
 
@@ -249,9 +252,128 @@ def throughput(results_dir: Path):
     return figure
 
 
-FIGURES = {
-    f.__name__: f for f in (atlas, commitment, misses, explore, follower_heatmap, leader_sensitivity, throughput)
-}
+def no_regret(results_dir: Path):
+    """Lemma 1's condition: what leaders get from a follower after T rounds of Hedge, and what it misses by then."""
+    numbers = "rounds seed stackelberg_value leader_return_greedy leader_return_best follower_regret"
+    rows = load(results_dir, "no_regret", "explore reply env_id", f"{numbers} steps_to_converge")
+    rows["greedy"] = rows["leader_return_greedy"] - rows["stackelberg_value"]
+    rows["best"] = rows["leader_return_best"] - rows["stackelberg_value"]
+    arms = {("episode", "last"): ("one table an episode, last weights", BLUE, "-")}
+    arms |= {("episode", "average"): ("one table an episode, mean weights", GREEN, DASHED)}
+    arms |= {("round", "last"): ("answers drawn anew in each round, last weights", ORANGE, "-")}
+    figure, axes = plt.subplots(1, 3, figsize=(9, 3.4), sharex=True)
+    default = pick(rows, explore="episode", reply="last")
+    for game in GAMES:
+        best = pick(default, env_id=game).groupby("rounds")["best"].mean()
+        axes[0].plot(best.index, best, color=BLUE, linewidth=0.6, alpha=0.6)
+        label = {"prisoners_dilemma": (1.1, "prisoner's dilemma"), "chicken": (1.1, "chicken")}.get(game)
+        if label is not None:
+            axes[0].annotate(label[1], (1, best.iloc[0]), (3, 3), textcoords="offset points", fontsize=7, color=BLUE)
+    axes[0].axhline(0, zorder=1, **plot.OPTIMUM)
+    for (explore, reply), (_, color, line) in arms.items():
+        arm = pick(rows, explore=explore, reply=reply).groupby("rounds")
+        axes[1].plot(arm["follower_regret"].mean(), color=color, linestyle=line, marker="o", markersize=3)
+        axes[2].plot(
+            arm["steps_to_converge"].count() / arm.size(), color=color, linestyle=line, marker="o", markersize=3
+        )
+    axes[0].set(title="the best table less the optimum,\none line a game", ylabel="payoff per game step")
+    axes[1].set(title="follower's exact regret at the\ngreedy leader, mean", yscale="log")
+    axes[2].set(title="greedy leaders at the optimum\n(12 games, 5 seeds)", ylim=(0, 1.02))
+    axes[2].yaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
+    for ax in axes:
+        ax.set(xscale="log", xlabel="rounds of the follower's learning")
+        ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+    entries = [(name, {"color": color, "linestyle": line}) for name, color, line in arms.values()]
+    plot.legend_above(figure, [*entries, plot.optimum_entry()], 2)
+    return figure
+
+
+def two_followers(results_dir: Path):
+    """Two followers: where leaders end, and which of the followers' equilibria each oracle selects."""
+    counts = "without_equilibrium in_equilibrium in_one_of_several in_the_best in_the_worst".split()
+    numbers = "stackelberg_value stackelberg_value_pessimistic leader_return_greedy leader_return_best follower_regret "
+    rows = load(results_dir, "two_followers", "oracle env_id", numbers + " ".join(f"tables_{name}" for name in counts))
+    oracles = {"self-play": BLUE, "no-regret": ORANGE}
+    games = list(dict.fromkeys(rows["env_id"]))
+    figure, axes = plt.subplots(2, len(games), figsize=(9, 5), height_ratios=(1, 0.8))
+    kinds = {"the only one's value": SKY, "the best of several": GREEN, "between": YELLOW, "the worst": ORANGE}
+    kinds |= {"in none, though there is one": RED, "there is none": GREY}
+    for (top, bottom), game in zip(axes.T, games, strict=True):
+        for x, (oracle, color) in enumerate(oracles.items()):
+            runs = pick(rows, env_id=game, oracle=oracle)
+            spread = x + np.linspace(-0.25, 0.25, len(runs))
+            top.plot(spread, runs["leader_return_best"], "_", color=BLACK, markersize=7)
+            top.plot(spread, runs["leader_return_greedy"], "o", color=color, markersize=3.5)
+            means = {name: runs[f"tables_{name}"].mean() for name in counts}
+            several = means["in_one_of_several"], means["in_the_best"], means["in_the_worst"]
+            parts = [means["in_equilibrium"] - several[0], several[1], several[0] - several[1] - several[2], several[2]]
+            parts += [128 - means["in_equilibrium"] - means["without_equilibrium"], means["without_equilibrium"]]
+            left = 0.0
+            for part, part_color in zip(np.clip(parts, 0, None), kinds.values(), strict=True):
+                bottom.barh(x, part, 0.6, left, color=part_color)
+                left += part
+        first = pick(rows, env_id=game).iloc[0]
+        top.axhline(first["stackelberg_value"], zorder=1, **plot.OPTIMUM)
+        top.axhline(first["stackelberg_value_pessimistic"], zorder=1, **plot.PRE_TRAINING)
+        top.set_xticks(range(len(oracles)), oracles)
+        top.set(title=game.replace("_", " "), xlim=(-0.5, len(oracles) - 0.5))
+        bottom.set_yticks(range(len(oracles)), oracles if bottom is axes[1, 0] else ["", ""])
+        bottom.set(xlim=(0, 128), ylim=(1.5, -0.5), xlabel="leader's tables")
+        bottom.set_xticks([0, 32, 64, 96, 128])
+        bottom.grid(axis="y", visible=False)
+    axes[0, 0].set_ylabel("leader's payoff per game step")
+    entries = [("greedy leader of a run", {"color": BLUE, "marker": "o", "linestyle": ""})]
+    entries += [("best table, given the oracle", {"color": BLACK, "marker": "_", "linestyle": ""})]
+    entries += [("followers' best equilibrium, best leader", plot.OPTIMUM)]
+    entries += [("their worst, best leader", plot.PRE_TRAINING)]
+    entries += [(f"replies: {name}", {"color": color, "linewidth": 7}) for name, color in kinds.items()]
+    plot.legend_above(figure, entries, 3)
+    return figure
+
+
+def diff_md(results_dir: Path):
+    """Diff-MD: what leaders have after the follower's k steps, what they are guaranteed, and which games they miss."""
+    numbers = "unroll seed stackelberg_value stackelberg_value_pessimistic leader_return leader_return_guaranteed"
+    rows = load(results_dir, "diff_md", "objective env_id", numbers)
+    measures = {"leader_return": ("after the k steps", DASHED), "leader_return_guaranteed": ("guaranteed", "-")}
+    objectives = {"last": ("the return after the k steps", BLUE), "sum": ("summed over the steps", ORANGE)}
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(9, 3.9), width_ratios=(1, 1, 1.45))
+    for objective, (_, color) in objectives.items():
+        of_objective = pick(rows, objective=objective)
+        for measure, (_, line) in measures.items():
+            style = {"color": color, "linestyle": line, "marker": "o", "markersize": 3}
+            left.plot(pick(of_objective, env_id="prisoners_dilemma").groupby("unroll")[measure].mean(), **style)
+        guaranteed = of_objective["leader_return_guaranteed"]
+        below = guaranteed < of_objective["stackelberg_value_pessimistic"] - 0.05 - 1e-6
+        above = guaranteed > of_objective["stackelberg_value"] + 0.05 + 1e-6
+        for share, marker in ((below, "v"), (above, "^")):
+            shares = share.groupby(of_objective["unroll"]).mean()
+            middle.plot(shares, color=color, marker=marker, markersize=5)
+    game = pick(rows, env_id="prisoners_dilemma").iloc[0]
+    left.axhline(game["stackelberg_value"], zorder=1, **plot.OPTIMUM)
+    left.axhline(plot.STOCHASTIC_LIMIT, zorder=1, **plot.OPTIMUM | {"color": RED})
+    left.set(title="prisoner's dilemma", ylabel="leader's return per game step", ylim=(-2.05, 0.05))
+    middle.set(title="all 144 games: runs guaranteed\nless (▽) or more (△) than the optimum", ylim=(0, None))
+    middle.yaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
+    for ax in (left, middle):
+        ax.set(xscale="log", xlabel="k, the follower's gradient steps")
+        ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    cells = pick(rows, objective="last", unroll=30)
+    missed = cells["leader_return_guaranteed"] < cells["stackelberg_value_pessimistic"] - 0.05 - 1e-6
+    image = board(right, missed.groupby(cells["env_id"]).mean(), "cividis_r", 0, 1)
+    right.set(title="share of seeds guaranteed less,\nk = 30, return after the steps")
+    right.set(xlabel="follower's payoffs of", ylabel="leader's payoffs of")
+    right.tick_params(labelsize=5.5)
+    figure.colorbar(image, ax=right, shrink=0.6, format=lambda x, _: f"{x:.0%}")
+    entries = [(f"leader climbs {name}", {"color": color}) for name, color in objectives.values()]
+    entries += [(f"leader's return {name}", {"color": GREY, "linestyle": line}) for name, line in measures.values()]
+    entries += [plot.optimum_entry(), ("supremum of stochastic leaders", plot.OPTIMUM | {"color": RED})]
+    plot.legend_above(figure, entries, 2)
+    return figure
+
+
+BATCHES = (atlas, commitment, misses, explore, follower_heatmap, leader_sensitivity, throughput)
+FIGURES = {f.__name__: f for f in (*BATCHES, no_regret, two_followers, diff_md)}
 
 
 def main(args: Args):

@@ -35,15 +35,17 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "ablations")]
 tqdm.set_lock(threading.RLock())  # else it makes a semaphore, of which a killed process leaves a warning behind
-Figure = Literal["fig1", "fig2", "fig3", "fig4", "fig5", "fig6", "fig8", "theorem2", "es_md", "all"]
+Figure = Literal["fig1", "fig2", "fig3", "fig4", "fig5", "fig6", "fig8", "theorem2", "es_md", "recurrent", "all"]
 
 
 @dataclass
 class Args:
     figures: tyro.conf.Positional[tuple[Figure, ...]] = ()
-    """figures of the paper to make; es_md: the learning curves of evolution strategies; all: all of them"""
+    """figures of the paper to make; es_md: the learning curves of evolution strategies; recurrent: a follower without
+    queries; all: all of them"""
     seeds: int | None = None
-    """seeds of every run: 1, 2, ...; default: 5 in Figures 1 and 8 (ES-MD 3), 10 in 2, the scripts' own elsewhere"""
+    """seeds of every run: 1, 2, ...; default: 5 in Figures 1 and 8, 10 in 2, 3 for es_md and recurrent, the scripts'
+    own elsewhere"""
     jobs: int | None = None
     """runs at a time; default: the cores that this process may use, 256 with SLURM"""
     quick: bool = False
@@ -94,6 +96,7 @@ QUICK = {
     "stackelberg_dqn_matrix": QUICK_META_RL | {"learning_starts": 1000},
     "stackelberg_pg_matrix": QUICK_META_RL,
     "stackelberg_ppo_matrix": QUICK_META_RL,
+    "recurrent_follower_matrix": {"follower_timesteps": 6400, "trials_per_leader": 1, "num_trials": 640},
     "es_md_matrix": {"population": 32, "total_timesteps": 1_500_000, "evaluation_followers": 4},
     "leader_reward_during_learning": {"total_timesteps": 440},
     "continuous_follower": {"total_timesteps": 5500},
@@ -152,6 +155,7 @@ def runs_of_figures(args: Args) -> dict[str, list[Run]]:
         "fig8": [*ppo, *q_learning],
         "theorem2": grid(args, "theorem2_divergence"),
         "es_md": es_md,
+        "recurrent": grid(args, "recurrent_follower_matrix", 3, env_id=GAMES),
     }
 
 
@@ -243,6 +247,7 @@ NUM_POINTS = 50  # of a curve in a CSV
 LABELS = {"fig2": ["leader"], "fig3": ["follower", "leader", "learning_rate", "arm"]}
 LABELS |= {"fig4": ["follower", "arm", "learning_rate"], "fig5": ["env_id", "reward"]}
 LABELS |= {"fig6": ["learning_rate", "adam_eps", "arm"], "theorem2": ["arm", "q_init", "learning_rate"]}
+LABELS["recurrent"] = ["env_id", "leader"]
 LABELS |= {figure: ["script", "env_id"] for figure in ("fig1", "fig8", "es_md")}
 
 METHODS = {"replay_follower_matrix": "replay", "stackelberg_ppo_matrix": "PPO", "stackelberg_pg_matrix": "PG"}

@@ -423,6 +423,83 @@ def mixed_gains() -> str:
     return markdown([*header, "proved: bound within 0.02", "guaranteed over 0.02 less"], rows)
 
 
+def no_regret() -> str:
+    """A follower that learns by multiplicative weights for T rounds, beside Q-learning and Meta-RL."""
+    table, fig1_runs = load("no_regret"), load("fig1_runs")
+    table["gap"] = table["leader_return_best"] - table["stackelberg_value"]
+    rows = []
+    for rounds in sorted(set(table["rounds"])):
+        arms = [pick(table, rounds=rounds, explore=e, reply=r) for e, r in (("episode", "last"), ("round", "last"))]
+        ours = arms[0]
+        gaps = " to ".join(f"{gap:+.2f}" for gap in (ours["gap"].min(), ours["gap"].max()))
+        cells = [
+            f"{rounds:,} rounds",
+            *arrivals(ours),
+            *arrivals(arms[1]),
+            gaps,
+            f"{ours['follower_regret'].mean():.4f}",
+        ]
+        rows.append([*cells, f"{ours['regret_share_of_bound'].max():.2f}"])
+    for name, script in (("Q-learning", "ppo_qlearning_matrix"), ("Meta-RL", "stackelberg_ppo_matrix")):
+        rows.append([name, *arrivals(pick(fig1_runs, script=script)), "", "", "", "", ""])
+    header = [
+        "follower",
+        "as it explores: runs, median steps",
+        "greedy",
+        "drawn in each round: as it explores",
+        "greedy",
+    ]
+    return markdown([*header, "best table less the optimum", "follower's regret", "most regret / bound"], rows)
+
+
+def two_followers() -> str:
+    """One leader and two followers: what equilibria leave it, and where it ends."""
+    table, rows = load("two_followers"), []
+    for (game, oracle), some in table.groupby(["env_id", "oracle"], sort=False):
+        values = ["stackelberg_value", "stackelberg_value_pessimistic", "leader_return_best", "leader_return_greedy"]
+        means = some.mean(numeric_only=True)
+        cells = [game, oracle, *(number(means[name]) for name in values)]
+        cells += [f"{some['is_stackelberg'].sum()}/{len(some)}", f"{means['tables_in_equilibrium']:.0f} of "]
+        cells[-1] += f"{128 - means['tables_without_equilibrium']:.0f}"
+        several = means["tables_in_one_of_several"]
+        parts = (f"{means[f'tables_in_the_{x}'] / several:.0%}" if several else "-" for x in ("best", "worst"))
+        rows.append([*cells, ", ".join(parts)])
+    header = [
+        "game",
+        "oracle",
+        "followers' best equilibrium",
+        "their worst",
+        "best, given the oracle",
+        "leader, greedy",
+    ]
+    header += [
+        "runs in a Stackelberg equilibrium",
+        "tables answered by one",
+        "where there are several: the best, the worst",
+    ]
+    return markdown(header, rows)
+
+
+def diff_md() -> str:
+    """Diff-MD on all ordinal games: over k, and for both objectives."""
+    table, rows = load("diff_md"), []
+    names = {"last": "return after the steps", "sum": "summed over the steps"}
+    for (objective, k), some in table.groupby(["objective", "unroll"], sort=False):
+        cells = [names[objective], str(k), f"{some['step_size'].iloc[0]:g}"]
+        for measure in ("leader_return", "leader_return_guaranteed"):
+            below = some[measure] < some["stackelberg_value_pessimistic"] - NEAR
+            above = some[measure] > some["stackelberg_value"] + NEAR
+            cells += [f"{below.mean():.0%}, {above.mean():.0%}"]
+        always = some.assign(below=below).groupby("env_id")["below"].all().sum()
+        dilemma = pick(some, env_id="prisoners_dilemma")
+        cells += [f"{always} of {some['env_id'].nunique()}", number(dilemma["leader_return"].mean())]
+        worth = dilemma["leader_return_guaranteed"]
+        rows.append([*cells, f"{number(worth.mean())} ({number(worth.min())} to {number(worth.max())})"])
+    header = ["leader climbs", "k", "step size", "after the steps: below, above", "guaranteed: below, above"]
+    header += ["games below in all seeds", "prisoner's dilemma: after the steps", "guaranteed (range)"]
+    return markdown(header, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
@@ -430,6 +507,7 @@ TABLES: dict[str, Callable[[], str]] = {
         *(fig2, fig2_responses),
         *(fig3, fig4, fig5, fig6, ppo_qlearning, es_md, theorem2),
         *(mixed, mixed_queries, mixed_classes, mixed_gains),
+        *(no_regret, two_followers, diff_md),
     )
 }
 

@@ -26,6 +26,7 @@ QUICK = {
     "continuous_follower": ("--num-seeds", 1, "--total-timesteps", 2200),
     "no_regret_follower": ("--env-id", "hero", "--rounds", 3, "--num-seeds", 1, "--num-episodes", 320),
     "two_followers_matrix": ("--env-id", "public_good", "--num-seeds", 1, "--follower-episodes", 64),
+    "recurrent_follower_matrix": ("--follower-timesteps", 2560, "--trials-per-leader", 1, "--num-trials", 640),
     "hindsight_follower": ("--rounds", 5, "--leader-updates", 5),
     "mixed_commitment_matrix": ("--follower", "network", "--rounds", 3, "--follower-updates", 20, "--generations", 5),
 }

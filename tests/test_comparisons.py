@@ -153,7 +153,7 @@ THREE_OBSERVATIONS = ("theorem2_divergence", "noninvariant_leader", "hidden_quer
 META_FOLLOWER = ("noninvariant_leader", "hidden_queries")
 LEARNING_FOLLOWER = ("leader_reward_during_learning", "continuous_follower")
 SIDE_BY_SIDE = (*META_FOLLOWER, *LEARNING_FOLLOWER)
-BATCHES = ("no_regret_follower", "two_followers_matrix")
+BATCHES = ("no_regret_follower", "two_followers_matrix", "recurrent_follower_matrix")
 NO_ACTIONS = ("hindsight_follower", "mixed_commitment_matrix")  # of any number
 NOT_QUICK = ("exact_stackelberg", "diff_md_matrix")  # their runs have no result.json
 # Blocks, and the scripts that have them in the same words.
@@ -164,7 +164,8 @@ SAME_SOURCE = [
     ("Args.run_dir", (PPO, *QUICK, "diff_md_matrix")),
     ("NUM_ACTIONS", (PPO, *(name for name in QUICK if name not in NO_ACTIONS), "diff_md_matrix")),
     ("Args.env_id solve start_run", FIVE_OBSERVATIONS),
-    ("Args.leader_payoff Args.follower_payoff PAYOFFS", (*FIVE_OBSERVATIONS, "no_regret_follower")),
+    ("Args.leader_payoff Args.follower_payoff PAYOFFS", (*FIVE_OBSERVATIONS, "no_regret_follower", BATCHES[-1])),
+    ("NUM_OBSERVATIONS START MatrixGame Args.env_id", (PPO, BATCHES[-1])),
     ("NUM_OBSERVATIONS START MatrixGame table_index play", (*FIVE_OBSERVATIONS, "no_regret_follower")),
     ("PAYOFFS", (PPO, "noninvariant_leader", "hindsight_follower", *NOT_QUICK)),
     ("start_run", (PPO, "hindsight_follower")),
@@ -190,6 +191,7 @@ DIFFERENCES = {
     ("noninvariant_leader", "start_run"): [("{ENV_ID}__", "{args.env_id}__")],
     ("no_regret_follower", "start_run"): [("{ENV_ID}__", "{args.env_id}__")],
     ("two_followers_matrix", "start_run"): [("{ENV_ID}__", "{args.env_id}__")],
+    ("recurrent_follower_matrix", "start_run"): [("{ENV_ID}__", "{args.env_id}__")],
     ("hidden_queries", "train_follower"): [
         (
             """\

@@ -33,6 +33,7 @@ LIMITS = {
     "vectorized_ppo_matrix": 569,
     "two_followers_matrix": 430,
     "mixed_commitment_matrix": 650,
+    "recurrent_follower_matrix": 430,
 }
 HEAD = {"inline script metadata", "docstring", "imports"}
 RUN = {"main", "__main__"}

@@ -114,9 +114,10 @@ class Args:
     def __post_init__(self):
         may_be_zero = {"seed", "ent_coef"}
         for flag, value in asdict(self).items():
-            most = 1 if flag == "gamma" else math.inf
-            if type(value) in (int, float) and not (0 < value < most or (value == 0 and flag in may_be_zero)):
-                raise ValueError(f"--{flag.replace('_', '-')} must be more than 0 and less than {most}, got {value}")
+            if type(value) in (int, float) and not (0 < value < math.inf or (value == 0 and flag in may_be_zero)):
+                raise ValueError(f"--{flag.replace('_', '-')} must be positive, got {value}")
+        if self.gamma >= 1:
+            raise ValueError(f"--gamma must be less than 1, got {self.gamma}")
         if self.follower == "planning" and not (self.hindsight and self.follower_learns_on):
             raise ValueError("a follower that plans learns in hindsight and learns on: add --follower network")
         if self.env_file is None:
@@ -572,9 +573,8 @@ def main(args: Args) -> dict:
         for name, value in found.items():
             writer.add_scalar(f"charts/{name}", value, experience.steps)
 
-    explored = args.total_timesteps if args.imagination else args.total_timesteps // 2
     for k in tqdm(range(1, args.rounds + 1), desc="rounds", leave=False, disable=None):
-        while experience.steps < explored * k / args.rounds:
+        while experience.steps < args.total_timesteps * (1 if args.imagination else 0.5) * k / args.rounds:
             experience.explore()
         model, first_half = make_model(args, experience.transitions), 2 * k <= args.rounds
         if args.follower_learns_on or first_half:

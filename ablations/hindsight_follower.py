@@ -114,9 +114,10 @@ class Args:
     def __post_init__(self):
         may_be_zero = {"seed", "ent_coef"}
         for flag, value in asdict(self).items():
-            most = 1 if flag == "gamma" else math.inf
-            if type(value) in (int, float) and not (0 < value < most or (value == 0 and flag in may_be_zero)):
-                raise ValueError(f"--{flag.replace('_', '-')} must be more than 0 and less than {most}, got {value}")
+            if type(value) in (int, float) and not (0 < value < math.inf or (value == 0 and flag in may_be_zero)):
+                raise ValueError(f"--{flag.replace('_', '-')} must be positive, got {value}")
+        if self.gamma >= 1:
+            raise ValueError(f"--gamma must be less than 1, got {self.gamma}")
         if self.follower == "planning" and not (self.hindsight and self.follower_learns_on):
             raise ValueError("a follower that plans learns in hindsight and learns on: add --follower network")
         if self.env_file is None:
@@ -306,7 +307,7 @@ def make_model(args: Args, transitions: list[Transition]) -> Model:
     tried, sums, following = np.zeros(shape), np.zeros((*shape, 2)), np.zeros((*shape, len(states)))
     np.add.at(tried, cells, 1)
     np.add.at(sums, cells, rewards)
-    np.add.at(following, (*cells, after), ~terminated)
+    np.add.at(following, (*cells, after), np.logical_not(terminated))
     scale = np.where(np.ptp(rewards, axis=0) > 0, np.ptp(rewards, axis=0), 1)
     often = np.maximum(tried, 1)[..., None]
     means = np.where(tried[..., None] > 0, sums / often, rewards.min(axis=0)) / scale
@@ -406,7 +407,7 @@ class Follower:
             with torch.no_grad():
                 following = self.inputs(context, next_state[i, 1])
                 after = self.target(following).gather(1, self.network(following).argmax(-1, keepdim=True)).squeeze(1)
-                target = reward[i] + args.gamma * after * ~terminated[i]
+                target = reward[i] + args.gamma * after * terminated[i].logical_not()
             q_value = self.network(self.inputs(context, state[i, 1])).gather(1, action[i, 1:]).squeeze(1)
             loss = F.mse_loss(q_value, target)
             if not loss.isfinite():
@@ -546,7 +547,7 @@ def main(args: Args) -> dict:
     """Explores, learns and measures in rounds; then verifies the equilibrium. Returns what it writes to result.json."""
     torch.set_num_threads(1)  # a thread pool costs more than it gives with models of this size
     torch.manual_seed(args.seed)
-    start_time = time.time()
+    start_time, start_cpu = time.time(), time.process_time()
     run_path, writer = start_run(args)
     experience, follower, curve, known = Experience(args), Follower(args), [], {}
     true_model, unit = (None, 1) if args.payoffs is None else (complete_model(args), args.num_steps)
@@ -572,9 +573,8 @@ def main(args: Args) -> dict:
         for name, value in found.items():
             writer.add_scalar(f"charts/{name}", value, experience.steps)
 
-    explored = args.total_timesteps if args.imagination else args.total_timesteps // 2
     for k in tqdm(range(1, args.rounds + 1), desc="rounds", leave=False, disable=None):
-        while experience.steps < explored * k / args.rounds:
+        while experience.steps < args.total_timesteps * (1 if args.imagination else 0.5) * k / args.rounds:
             experience.explore()
         model, first_half = make_model(args, experience.transitions), 2 * k <= args.rounds
         if args.follower_learns_on or first_half:
@@ -619,7 +619,7 @@ def main(args: Args) -> dict:
     after = measure(args, true_model or model, table, follower.replies(table[None])[0])
     result["verification_gain"] = after["follower_return"] - result["follower_return"]
 
-    result |= {"curve": curve, "wall_seconds": time.time() - start_time}
+    result |= {"curve": curve, "wall_seconds": time.time() - start_time, "cpu_seconds": time.process_time() - start_cpu}
     result["steps_per_second"] = result["combined_steps"] / result["wall_seconds"]
     writer.close()
     finish(result, args, run_path)

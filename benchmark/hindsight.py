@@ -4,13 +4,19 @@
     python benchmark/hindsight.py --only "3x3"
     python benchmark/hindsight.py --draw-only
 
-benchmark/results/hindsight_runs.csv has one row per run. Its random games start with number 5,000, and only those are
-taken that are hard: in which the best leader that always plays one action loses more than 0.05 of the scale (a third of
-the range of its payoffs). Settings were chosen on games below 1,000. The optimum is proved, that of the mean over 10
-steps against a follower discounted by 0.9; a run is there if it is within 0.05 of the scale, greedily.
+benchmark/results/hindsight_runs.csv has one row per run, written as soon as it is finished. A run whose row is there,
+by the same version of hindsight_follower.py (`source`, the beginning of its SHA-256), is not repeated, whatever is in the
+folder of runs; rows of another version stay until their runs are asked for again. Settings that only the figure needs
+have one seed.
+
+Random games start with number 5,000, and only those are taken that are hard: in which the best leader that always plays
+one action loses more than 0.05 of the scale (a third of the range of its payoffs). Settings were chosen on games below
+1,000. The optimum is exact, that of the mean over 10 steps against a follower discounted by 0.9; a run is there if it
+is within 0.05 of the scale, greedily.
 """
 
 import functools
+import itertools
 import json
 import os
 import sys
@@ -29,7 +35,7 @@ sys.path[:0] = [str(ROOT / "ablations"), str(ROOT / "benchmark")]
 import exact_stackelberg as exact  # noqa: E402
 import plot  # noqa: E402
 from plot import BLACK, BLUE, DASHED, GAMES, GREEN, GREY, ORANGE, PINK, RED, SKY  # noqa: E402
-from run import Run, result_of, run_in_processes, write_csv  # noqa: E402
+from run import Run, digest, result_of, run_in_processes, write_csv  # noqa: E402
 
 
 @dataclass
@@ -66,28 +72,29 @@ LEARNERS = {
 SETTINGS = {
     ("table3", "planning"): (12, 10, 480),
     ("random 2x2", "planning"): (200, 1, 480),
-    ("hard 2x2", "planning"): (20, 3, 480),
     ("hard 3x3", "planning"): (20, 3, 900),
     ("hard 4x4", "planning"): (20, 3, 2_700),
-    ("hard 5x5", "planning"): (10, 1, 6_000),
-    ("hard 2x2", "network"): (20, 3, 480),
     ("hard 3x3", "network"): (20, 3, 1_200),
     ("hard 4x4", "network"): (20, 3, 4_500),
-    ("hard 5x5", "network"): (10, 1, 9_000),
-    ("hard 2x2", "solver"): (20, 3, 480),
-    ("hard 3x3", "solver"): (20, 3, 900),
-    ("hard 4x4", "solver"): (20, 3, 2_700),
+    ("hard 5x5", "planning"): (10, 1, 6_000),
+    ("hard 5x5", "network"): (5, 1, 9_000),
+    ("hard 2x2", "planning"): (20, 1, 480),
+    ("hard 2x2", "network"): (20, 1, 480),
+    ("hard 2x2", "solver"): (20, 1, 480),
+    ("hard 3x3", "solver"): (20, 1, 900),
+    ("hard 4x4", "solver"): (20, 1, 2_700),
     ("hard 5x5", "solver"): (10, 1, 6_000),
     ("hard 3x3", "network, frozen before the leader learns"): (20, 1, 1_200),
-    ("hard 2x2", "network, no hindsight"): (10, 1, 5_000),
-    ("hard 3x3", "network, no hindsight"): (10, 1, 20_000),
-    ("hard 2x2", "planning, no imagination"): (10, 1, 20_000),
-    ("hard 3x3", "planning, no imagination"): (10, 1, 100_000),
-    ("hard 2x2", "network, no hindsight, no imagination"): (10, 1, 20_000),
-    ("hard 3x3", "network, no hindsight, no imagination"): (10, 1, 100_000),
+    ("hard 2x2", "network, no hindsight"): (5, 1, 5_000),
+    ("hard 3x3", "network, no hindsight"): (5, 1, 20_000),
+    ("hard 2x2", "planning, no imagination"): (5, 1, 20_000),
+    ("hard 3x3", "planning, no imagination"): (5, 1, 100_000),
+    ("hard 2x2", "network, no hindsight, no imagination"): (5, 1, 20_000),
+    ("hard 3x3", "network, no hindsight, no imagination"): (5, 1, 100_000),
 }
+KEY = ["games", "learner", "env_id", "seed"]
 COLUMNS = "leader_return_greedy stackelberg_value stackelberg_value_pessimistic leader_regret follower_regret"
-COLUMNS = f"{COLUMNS} combined_steps steps_to_converge steps_to_try_all triples_tried verification_gain wall_seconds"
+COLUMNS += " combined_steps steps_to_converge steps_to_try_all triples_tried verification_gain wall_seconds cpu_seconds"
 
 
 @functools.cache
@@ -107,18 +114,26 @@ def games_of(family: str, count: int) -> list[dict]:
     return games
 
 
-def runs_of(family: str, learner: str) -> list[Run]:
-    """Returns the runs of a setting."""
+def runs_of(family: str, learner: str) -> dict[tuple, Run]:
+    """Returns the runs of a setting, each by its row's KEY."""
     count, seeds, steps = SETTINGS[family, learner]
-    flags = LEARNERS[learner] | {"total_timesteps": steps}
-    games = games_of(family, count)
-    return [Run("hindsight_follower", game | flags | {"seed": seed + 1}) for game in games for seed in range(seeds)]
+    flags, runs = LEARNERS[learner] | {"total_timesteps": steps}, {}
+    for game, seed in itertools.product(games_of(family, count), range(1, seeds + 1)):
+        env_id = game["env_id"] if "env_id" in game else "random_{0}x{0}_{1}".format(*game["random_game"])
+        runs[family, learner, env_id, seed] = Run("hindsight_follower", game | flags | {"seed": seed})
+    return runs
 
 
-def row_of(family: str, learner: str, path: Path) -> dict:
+def result_here(run: Run, run_dir: str) -> Path | None:
+    """Returns the result.json of a run of this version of the script, or None."""
+    path = result_of(run, run_dir)
+    return path if path and (path.parents[1] / "source.sha256").read_text() == digest(run.script) else None
+
+
+def row_of(key: tuple, path: Path) -> dict:
     """Returns a run's row of the CSV."""
     result = json.loads(path.read_text())
-    labels = {"games": family, "learner": learner, "env_id": result["env_id"], "seed": result["seed"]}
+    labels = dict(zip(KEY, key, strict=True)) | {"source": digest("hindsight_follower")[:12]}
     return labels | {name: result[name] for name in COLUMNS.split()}
 
 
@@ -172,23 +187,40 @@ def scaling(results_dir: Path):
     return figure
 
 
+def run_all(args: Args, path: Path) -> bool:
+    """Runs what of SETTINGS is missing in the CSV, and adds its rows as they come; returns whether a run failed."""
+    source, failed = digest("hindsight_follower")[:12], False
+    rows = pd.read_csv(path).to_dict("records") if path.exists() else []
+    rows = {tuple(row[name] for name in KEY): row for row in rows}
+    asked = [runs_of(*setting) for setting in SETTINGS if args.only in ", ".join(setting)]
+    runs = {key: run for some in asked for key, run in some.items() if rows.get(key, {}).get("source") != source}
+
+    def keep(finished: Run) -> bool:
+        found = result_here(finished, args.run_dir)
+        for key in (key for key, run in runs.items() if run == finished and found):
+            rows[key] = row_of(key, found)
+        places = {setting: i for i, setting in enumerate(SETTINGS)}
+        write_csv(str(path), pd.DataFrame(sorted(rows.values(), key=lambda row: places[row["games"], row["learner"]])))
+        return found is not None
+
+    missing = {run.name: run for run in runs.values() if result_here(run, args.run_dir) is None or not keep(run)}
+    for run, how_it_ended in tqdm(run_in_processes(list(missing.values()), args), total=len(missing), disable=None):
+        if not keep(run):
+            failed = True
+            print(f"failed: {run.name} ({how_it_ended})", file=sys.stderr)
+    return failed
+
+
 def main(args: Args) -> int:
     """Runs what is missing, and writes CSV and figure; returns the exit code: 1 if a run failed."""
     failed, results_dir = False, Path(args.results_dir)
     if not args.draw_only:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         results_dir.mkdir(parents=True, exist_ok=True)
-        asked = [run for setting in SETTINGS if args.only in ", ".join(setting) for run in runs_of(*setting)]
-        missing = [run for run in asked if result_of(run, args.run_dir) is None]
-        for run, how_it_ended in tqdm(run_in_processes(missing, args), total=len(missing), disable=None):
-            if result_of(run, args.run_dir) is None:
-                failed = True
-                print(f"failed: {run.name} ({how_it_ended})", file=sys.stderr)
-        paths = [(setting, result_of(run, args.run_dir)) for setting in SETTINGS for run in runs_of(*setting)]
-        table = pd.DataFrame([row_of(*setting, path) for setting, path in paths if path])
-        write_csv(str(results_dir / "hindsight_runs.csv"), table)
+        failed = run_all(args, results_dir / "hindsight_runs.csv")
+        table = pd.read_csv(results_dir / "hindsight_runs.csv")
         table["found"] = table["steps_to_converge"].notna()
-        columns = ["found", "steps_to_converge", "wall_seconds"]
+        columns = ["found", "steps_to_converge", "cpu_seconds"]
         print(table.groupby(["games", "learner"], sort=False)[columns].agg(["mean", "median"]).to_string())
     plot.FIGURES["hindsight_scaling"] = scaling
     os.makedirs(args.figures_dir, exist_ok=True)

@@ -1,5 +1,6 @@
 """The follower that learns in hindsight: exact plans, exact imagined episodes, and any small game."""
 
+import importlib
 import itertools
 import re
 from pathlib import Path
@@ -151,7 +152,7 @@ def test_network_solver_and_real_episodes_find_the_optimum_too(run, flags):
 
 def test_the_same_seed_gives_the_same_result(run):
     first, second = (run(*QUICK, "--seed", 5)[0] for _ in range(2))
-    for name in ("wall_seconds", "steps_per_second", "args"):
+    for name in ("wall_seconds", "cpu_seconds", "steps_per_second", "args"):
         del first[name], second[name]
     assert first == second
 
@@ -308,3 +309,37 @@ def test_what_does_not_fit_ends_with_a_message(own_games, capsys, tmp_path, flag
         parse(script, "--run-dir", tmp_path / "runs", *[str(flag).format(games=own_games) for flag in flags])
     assert stop.value.code == 2 and not (tmp_path / "runs").exists()
     assert message in re.sub(r"\s+", " ", capsys.readouterr().err.replace("│", ""))
+
+
+def test_the_benchmark_keeps_rows_and_runs_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmark")
+    benchmark, started = importlib.import_module("hindsight"), []
+    monkeypatch.setattr(benchmark, "SETTINGS", {("random 2x2", "solver"): (2, 1, 60), ("table3", "solver"): (1, 1, 60)})
+    monkeypatch.setattr(benchmark, "GAMES", ["hero"])
+
+    def run_here(runs, args):
+        for run in runs:
+            started.append(run.flags)
+            folder = Path(args.run_dir, run.name)
+            if started[-1].get("env_id") != "hero" or len(started) > 3:  # which fails the first time
+                script.main(script.Args(**run.flags, run_dir=str(folder)))
+                (folder / "source.sha256").write_text(benchmark.digest(run.script))
+            yield run, "exit code 0"
+
+    monkeypatch.setattr(benchmark, "run_in_processes", run_here)
+    path = tmp_path / "hindsight_runs.csv"
+
+    def rows(run_dir):
+        failed = benchmark.run_all(benchmark.Args(run_dir=str(tmp_path / run_dir)), path)
+        return failed, path.read_text().splitlines()
+
+    failed, table = rows("first")
+    assert failed and len(started) == 3 and len(table) == 1 + 2
+    failed, table = rows("first")
+    assert not failed and started[3:] == [started[2]] and len(table) == 1 + 3
+    assert rows("second") == (False, table) and len(started) == 4  # their rows are there
+    path.unlink()
+    assert rows("first") == (False, table) and len(started) == 4  # their results are
+    monkeypatch.setattr(benchmark, "digest", lambda _: "another version of the script")
+    failed, table = rows("first")
+    assert not failed and len(started) == 7 and all("another vers" in row for row in table[1:])

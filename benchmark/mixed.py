@@ -95,7 +95,10 @@ def row_of(family: str, setting: str, path: Path) -> dict:
     """Returns a run's row of the CSV."""
     result = json.loads(path.read_text())
     args = result["args"]
-    scale = np.ptp(mixed.Args(**{k: tuple(v) if isinstance(v, list) else v for k, v in args.items()}).payoffs[0]) / 3
+    flags = {
+        name: args[name] for name in "env_id leader_payoff follower_payoff leader_actions random_game num_steps".split()
+    }
+    scale = np.ptp(mixed.Args(**flags).payoffs[0]) / 3
     row = {"games": family, "setting": setting, "env_id": result["env_id"], "seed": result["seed"], "scale": scale}
     if args["random_game"]:
         row["env_id"] = "random_{}x{}_{}".format(*args["random_game"])

@@ -5,8 +5,9 @@
     python benchmark/mixed.py --draw-only
 
 mixed_runs.csv has a row for each run, mixed_optima.csv one for each of 200 random games, whose optima are computed
-without learning. Settings were chosen on random games with numbers below 1,000; random games here start with 5,000. A
-tolerance is a share of a third of the range of the leader's payoffs, 1 in the games of Table 3.
+without learning; it goes on where it stopped, too (to make all anew, delete the file). Settings were chosen on random
+games with numbers below 1,000; random games here start with 5,000. A tolerance is a share of the scale, a third of the
+range of the leader's payoffs.
 """
 
 import json
@@ -59,6 +60,7 @@ TEXTBOOK["textbook 2x3"]["follower_payoff"] = (0.0, 2.0, 5.0, 0.0, -1.0, -4.0)
 FAMILIES = {
     "dilemma": [{"env_id": "prisoners_dilemma"}],
     "table3": [{"env_id": game} for game in GAMES],
+    "others": [{"env_id": game} for game in GAMES[1:]],
     "ordinal": [{"env_id": f"{a}-{b}"} for a in GAMES for b in GAMES if a != b],
     **{name: [flags | ONE_SHOT] for name, flags in TEXTBOOK.items()},
     "one-shot 3x3": [{"random_game": (3, 3, HELD_OUT + k)} | ONE_SHOT for k in range(50)],
@@ -71,16 +73,16 @@ SETTINGS = {
     ("textbook 2x3", "planning"): (10, {}),
     ("one-shot 3x3", "planning"): (1, {}),
     **{("textbook 2x2", f"{k} actions"): (5, {"queries": k}) for k in (1, 2, 4, 16, 64)},
-    **{("dilemma", f"{k} actions"): (5, {"queries": k}) for k in (1, 2, 4, 16, 64)},
+    **{("dilemma", f"{k} actions"): (3, {"queries": k}) for k in (1, 2, 4, 16, 64)},
     ("ordinal", "planning"): (1, {}),
     ("dilemma", "network"): (10, NETWORK),
     ("textbook 2x2", "network"): (10, NETWORK),
     ("textbook 2x3", "network"): (10, NETWORK),
     ("one-shot 3x3", "network"): (1, NETWORK),
-    ("table3", "network"): (1, NETWORK),
+    ("others", "network"): (1, NETWORK),
 }
 COLUMNS = "leader_return leader_return_greedy leader_return_guaranteed follower_return follower_regret"
-COLUMNS = f"{COLUMNS} combined_steps steps_to_try_all steps_to_converge wall_seconds"
+COLUMNS = f"{COLUMNS} combined_steps steps_to_try_all steps_to_converge"
 OPTIMA = [f"stackelberg_value{x}" for x in ("", "_pessimistic", "_mixture", "_stochastic", "_guaranteed", "_bound")]
 
 
@@ -95,7 +97,10 @@ def row_of(family: str, setting: str, path: Path) -> dict:
     """Returns a run's row of the CSV."""
     result = json.loads(path.read_text())
     args = result["args"]
-    scale = np.ptp(mixed.Args(**{k: tuple(v) if isinstance(v, list) else v for k, v in args.items()}).payoffs[0]) / 3
+    flags = {
+        name: args[name] for name in "env_id leader_payoff follower_payoff leader_actions random_game num_steps".split()
+    }
+    scale = np.ptp(mixed.Args(**flags).payoffs[0]) / 3
     row = {"games": family, "setting": setting, "env_id": result["env_id"], "seed": result["seed"], "scale": scale}
     if args["random_game"]:
         row["env_id"] = "random_{}x{}_{}".format(*args["random_game"])
@@ -109,6 +114,15 @@ def optima_of(number: int) -> dict:
     game = mixed.MatrixGame(np.random.default_rng(number).random((2, 2, 2)), 10)
     values = mixed.solve(game)
     return {"game": number, "scale": game.scale[0], **{name: getattr(values, name) for name in values._fields[:-1]}}
+
+
+def solve_random(path: Path) -> None:
+    """Writes the rows of mixed_optima.csv that are missing there."""
+    rows = pd.read_csv(path).to_dict("records") if path.exists() else []
+    numbers = sorted({*range(HELD_OUT, HELD_OUT + NUM_RANDOM)} - {row["game"] for row in rows})
+    for number in tqdm(numbers, desc="optima", disable=None):
+        rows.append(optima_of(number))
+        write_csv(str(path), pd.DataFrame(rows))
 
 
 # -------------------------------------------------------------------------------------------------------- the figures
@@ -166,6 +180,7 @@ def mixed_atlas(results_dir: Path):
     runs = pd.read_csv(results_dir / "mixed_runs.csv")
     cells = runs[(runs["setting"] == "planning") & runs["games"].isin(["table3", "ordinal"])]
     cells = cells[cells["seed"] == 1].set_index("env_id")
+    cells = cells.reindex([a if a == b else f"{a}-{b}" for a in GAMES for b in GAMES])  # hatched: not run
     figure, axes = plt.subplots(1, 2, figsize=(9.6, 5.2), sharey=True)
     gain = cells["stackelberg_value_guaranteed"] - cells["stackelberg_value_pessimistic"]
     image = board(axes[0], gain, "cividis_r", 0, 1, lambda x: f"{x:.1f}" if x > 0.02 else "")
@@ -203,11 +218,10 @@ def main(args: Args) -> int:
         table = pd.DataFrame([row_of(*setting, path) for setting, path in paths if path])
         write_csv(str(results_dir / "mixed_runs.csv"), table)
         table["miss"] = (table["stackelberg_value_guaranteed"] - table["leader_return_guaranteed"]) / table["scale"]
-        groups = table.groupby(["games", "setting"], sort=False)[["miss", "combined_steps", "wall_seconds"]]
+        groups = table.groupby(["games", "setting"], sort=False)[["miss", "combined_steps"]]
         print(groups.agg(["size", "median", "max"]).to_string())
         if args.only in "optima":
-            numbers = tqdm(range(HELD_OUT, HELD_OUT + NUM_RANDOM), desc="optima", disable=None)
-            write_csv(str(results_dir / "mixed_optima.csv"), pd.DataFrame(map(optima_of, numbers)))
+            solve_random(results_dir / "mixed_optima.csv")
     plot.FIGURES.update(FIGURES)
     os.makedirs(args.figures_dir, exist_ok=True)
     for name in FIGURES:

@@ -211,6 +211,34 @@ def test_climbing_stays_where_the_table_is_a_best_reply():
     assert improved >= 3
 
 
+def discounted_values(game, model, leaders, gamma):
+    """The follower's discounted mean reward of each table, [n, T], by a linear system."""
+    tables, (num_observations, rows) = len(model.tables), game.shape[:2]
+    following = model.table_following.reshape(tables, num_observations, rows, -1)
+    rewards = model.table_rewards[..., 1].reshape(tables, num_observations, rows)
+    chain = np.einsum("noa,toap->ntop", leaders, following)
+    reward = np.einsum("noa,toa->nto", leaders, rewards)
+    values = np.linalg.solve(np.eye(num_observations) - gamma * chain, reward[..., None])
+    return (1 - gamma) * values[..., 0, 0]
+
+
+def test_the_edge_of_a_discounted_follower_is_beyond_that_of_ten_steps():
+    """The best commitment to a follower discounted by 0.9, a margin of 0.03 inside, is worth more than any to the
+    game's follower, which does something else."""
+    game, margin = named("prisoners_dilemma"), 0.03
+    model = script.complete_model(game)
+
+    def worth(leaders, price=np.inf):
+        of_follower = discounted_values(game, model, leaders, 0.9)
+        return script.worst_reply(script.returns(model, leaders)[0], of_follower, margin, price)
+
+    logits, _ = script.search(worth, (5, 2), 40, np.random.default_rng(0), np.zeros((0, 5, 2)))
+    leaders = script.softmax(logits, -1)
+    leader = leaders[[worth(leaders).argmax()]]
+    assert worth(leader)[0] >= -0.48  # more than the game's follower allows any leader
+    assert script.worst_reply(*script.returns(model, leader), 1e-6)[0] <= -1.9
+
+
 # ------------------------------------------------------------------------------------------------------- the follower
 def network_follower(game, *flags):
     args = parse(script, "--follower", "network", *flags)

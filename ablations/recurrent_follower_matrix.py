@@ -233,7 +233,7 @@ def evaluate(follower: Follower, args: Args) -> torch.Tensor:
     adapting, last = torch.as_tensor(TABLES).repeat_interleave(len(TABLES), 0), torch.as_tensor(TABLES).repeat(32, 1)
     with torch.no_grad():
         rewards = play_trials(follower, args.game, torch.stack([*[adapting] * (args.trial_episodes - 1), last]))[3]
-    return rewards.view(args.trial_episodes, args.num_steps, 2, len(TABLES), len(TABLES)).mean(dim=1)
+    return rewards.double().view(args.trial_episodes, args.num_steps, 2, len(TABLES), -1).mean(dim=1)
 
 
 # ---------------------------------------------------------------------------------------- follower pre-training (RL^2)

@@ -26,14 +26,16 @@ from matplotlib.lines import Line2D
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-Figure = Literal["fig1", "fig1_steps", "fig2", "fig3", "fig4", "fig5", "fig6", "fig8", "theorem2", "es_md", "all"]
+Figure = Literal[
+    *("fig1", "fig1_steps", "fig2", "fig3", "fig4", "fig5", "fig6", "fig8", "theorem2", "es_md", "recurrent", "all"),
+]
 
 
 @dataclass
 class Args:
     figures: tyro.conf.Positional[tuple[Figure, ...]] = ("all",)
     """figures of the paper; fig1_steps: how many steps each method takes to the optimum; es_md: the learning curves of
-    evolution strategies; all: those for which there are CSVs"""
+    evolution strategies; recurrent: a follower without queries; all: those for which there are CSVs"""
     results_dir: Annotated[str, tyro.conf.arg(name="from")] = str(ROOT / "benchmark/results")
     """folder with the CSVs"""
     figures_dir: Annotated[str | None, tyro.conf.arg(name="to")] = None
@@ -517,7 +519,48 @@ def es_md(results_dir: Path):
     return figure
 
 
-FIGURES = {f.__name__: f for f in (fig1, fig1_steps, fig2, fig3, fig4, fig5, fig6, fig8, theorem2, es_md)}
+def recurrent(results_dir: Path):
+    """A follower that asks nothing: its regret in each episode of a trial, two leaders, and the steps it all takes."""
+    measures = "seed stackelberg_value leader_return leader_return_greedy follower_steps steps_to_converge"
+    runs = pd.read_csv(results_dir / "recurrent_runs.csv")
+    regrets = [name for name in runs if re.fullmatch(r"follower_regret_\d+", name)]
+    runs = load(results_dir, "recurrent_runs", "env_id leader", f"{measures} {' '.join(regrets)}")
+    games = [game for game in GAMES if game in set(runs["env_id"])]
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(9, 3.8), width_ratios=(1, 1.3, 1))
+    invariant, episodes = pick(runs, leader="invariant"), range(1, 1 + len(regrets))
+    left.plot(episodes, invariant[regrets].T, color=BLUE, linewidth=0.5, alpha=0.4)
+    left.plot(episodes, invariant[regrets].mean(), color=BLUE, linewidth=2.2, marker="o")
+    left.set(title="follower's exact regret,\nmean over 32 leaders", xlabel="episode of a trial", ylim=(0, None))
+    left.set_xticks(episodes)
+    for leader, color, offset in (("invariant", BLUE, -0.15), ("clock", ORANGE, 0.15)):
+        some = pick(runs, leader=leader)
+        y = some["env_id"].map(games.index) + offset
+        exploring = some["leader_return"] - some["stackelberg_value"]
+        middle.plot(exploring, y, "o", color=color, markersize=5, markerfacecolor="none", markeredgewidth=0.8)
+        middle.plot(some["leader_return_greedy"] - some["stackelberg_value"], y, "o", color=color, markersize=3)
+    middle.axvline(0, zorder=1, **OPTIMUM)
+    middle.set_yticks(range(len(games)), [title_of(game) for game in games], fontsize=7)
+    middle.set(title="leader's return less the optimum", xlabel="payoff per game step", ylim=(len(games) - 0.5, -0.5))
+    bars = {"GRU:\npre-training": (invariant["follower_steps"].max(), BLUE)}
+    if (results_dir / "fig1_runs.csv").is_file():
+        queries = pick(load(results_dir, "fig1_runs", "script", "follower_steps"), script="stackelberg_ppo_matrix")
+        bars["5 queries:\npre-training"] = queries["follower_steps"].max(), SKY
+    bars |= {"GRU: a leader's\ntrial": (10 * len(regrets), BLUE), "5 queries: a\nleader's episode": (15, SKY)}
+    for x, (steps, color) in enumerate(bars.values()):
+        right.bar(x, steps, 0.7, color=color)
+        right.text(x, steps, f"{steps:,.0f}", ha="center", va="bottom", fontsize=7)
+    right.set_xticks(range(len(bars)), bars, fontsize=6.5)
+    right.set(title="combined steps: pre-training is\na setting, not a finding", yscale="log", ylim=(1, 2e7))
+    right.grid(axis="x", visible=False)
+    entries = [("leader that keeps to one table", {"color": BLUE, "marker": "o", "linestyle": ""})]
+    entries += [("leader with a clock, which pretends", {"color": ORANGE, "marker": "o", "linestyle": ""})]
+    hollow = {"color": GREY, "marker": "o", "linestyle": "", "markerfacecolor": "none"}
+    entries += [("filled: greedy", {"color": GREY, "marker": "o", "linestyle": ""}), ("hollow: as it explores", hollow)]
+    legend_above(figure, [*entries, optimum_entry()], 3)
+    return figure
+
+
+FIGURES = {f.__name__: f for f in (fig1, fig1_steps, fig2, fig3, fig4, fig5, fig6, fig8, theorem2, es_md, recurrent)}
 
 
 # --------------------------------------------------------------------------------------------------------- the drawing

@@ -263,12 +263,12 @@ def no_regret(results_dir: Path):
     arms |= {("round", "last"): ("answers drawn anew in each round, last weights", ORANGE, "-")}
     figure, axes = plt.subplots(1, 3, figsize=(9, 3.4), sharex=True)
     default = pick(rows, explore="episode", reply="last")
+    first = pick(default, rounds=1).groupby("env_id")["best"].mean()
     for game in GAMES:
         best = pick(default, env_id=game).groupby("rounds")["best"].mean()
         axes[0].plot(best.index, best, color=BLUE, linewidth=0.6, alpha=0.6)
-        label = {"prisoners_dilemma": (1.1, "prisoner's dilemma"), "chicken": (1.1, "chicken")}.get(game)
-        if label is not None:
-            axes[0].annotate(label[1], (1, best.iloc[0]), (3, 3), textcoords="offset points", fontsize=7, color=BLUE)
+        if abs(best.iloc[0]) == first.abs().max() or best.iloc[0] == first.max():
+            axes[0].annotate(title_of(game), (1, best.iloc[0]), (9, 0), textcoords="offset points", fontsize=7)
     axes[0].axhline(0, zorder=1, **plot.OPTIMUM)
     for (explore, reply), (_, color, line) in arms.items():
         arm = pick(rows, explore=explore, reply=reply).groupby("rounds")
@@ -289,44 +289,47 @@ def no_regret(results_dir: Path):
 
 
 def two_followers(results_dir: Path):
-    """Two followers: where leaders end, and which of the followers' equilibria each oracle selects."""
+    """Two followers: where leaders end, and which of the followers' equilibria self-play selects."""
     counts = "without_equilibrium in_equilibrium in_one_of_several in_the_best in_the_worst".split()
     numbers = "stackelberg_value stackelberg_value_pessimistic leader_return_greedy leader_return_best follower_regret "
-    rows = load(results_dir, "two_followers", "oracle env_id", numbers + " ".join(f"tables_{name}" for name in counts))
-    oracles = {"self-play": BLUE, "no-regret": ORANGE}
+    rows = load(results_dir, "two_followers", "env_id", numbers + " ".join(f"tables_{name}" for name in counts))
     games = list(dict.fromkeys(rows["env_id"]))
-    figure, axes = plt.subplots(2, len(games), figsize=(9, 5), height_ratios=(1, 0.8))
-    kinds = {"the only one's value": SKY, "the best of several": GREEN, "between": YELLOW, "the worst": ORANGE}
-    kinds |= {"in none, though there is one": RED, "there is none": GREY}
-    for (top, bottom), game in zip(axes.T, games, strict=True):
-        for x, (oracle, color) in enumerate(oracles.items()):
-            runs = pick(rows, env_id=game, oracle=oracle)
-            spread = x + np.linspace(-0.25, 0.25, len(runs))
-            top.plot(spread, runs["leader_return_best"], "_", color=BLACK, markersize=7)
-            top.plot(spread, runs["leader_return_greedy"], "o", color=color, markersize=3.5)
-            means = {name: runs[f"tables_{name}"].mean() for name in counts}
-            several = means["in_one_of_several"], means["in_the_best"], means["in_the_worst"]
-            parts = [means["in_equilibrium"] - several[0], several[1], several[0] - several[1] - several[2], several[2]]
-            parts += [128 - means["in_equilibrium"] - means["without_equilibrium"], means["without_equilibrium"]]
-            left = 0.0
-            for part, part_color in zip(np.clip(parts, 0, None), kinds.values(), strict=True):
-                bottom.barh(x, part, 0.6, left, color=part_color)
-                left += part
-        first = pick(rows, env_id=game).iloc[0]
-        top.axhline(first["stackelberg_value"], zorder=1, **plot.OPTIMUM)
-        top.axhline(first["stackelberg_value_pessimistic"], zorder=1, **plot.PRE_TRAINING)
-        top.set_xticks(range(len(oracles)), oracles)
-        top.set(title=game.replace("_", " "), xlim=(-0.5, len(oracles) - 0.5))
-        bottom.set_yticks(range(len(oracles)), oracles if bottom is axes[1, 0] else ["", ""])
-        bottom.set(xlim=(0, 128), ylim=(1.5, -0.5), xlabel="leader's tables")
-        bottom.set_xticks([0, 32, 64, 96, 128])
-        bottom.grid(axis="y", visible=False)
-    axes[0, 0].set_ylabel("leader's payoff per game step")
+    figure, (top, bottom) = plt.subplots(1, 2, figsize=(9, 3.9), width_ratios=(1, 1.2))
+    kinds = {"the only equilibrium (or value)": SKY, "the best of several": GREEN, "one between": YELLOW}
+    kinds |= {"the worst of several": ORANGE, "none, though there is one": RED, "none, as there is none": GREY}
+    len_tables = 128
+    for y, game in enumerate(games):
+        runs = pick(rows, env_id=game)
+        low, high = (runs[f"stackelberg_value{kind}"].iloc[0] for kind in ("_pessimistic", ""))
+        top.plot([low, high], [y, y], color=GREY, linewidth=0.9, zorder=1)
+        top.plot([low, high], [y, y], "|", color=BLACK, markersize=16, zorder=2)
+        spread = y + np.linspace(-0.28, 0.28, len(runs))
+        top.plot(runs["leader_return_best"], spread, "|", color=ORANGE, markersize=7, markeredgewidth=1.4)
+        top.plot(runs["leader_return_greedy"], spread, "o", color=BLUE, markersize=3)
+        means = {name: runs[f"tables_{name}"].mean() for name in counts}
+        several, best, worst = (means[f"in_{name}"] for name in ("one_of_several", "the_best", "the_worst"))
+        parts = [means["in_equilibrium"] - several, best, several - best - worst, worst]
+        parts += [len_tables - means["in_equilibrium"] - means["without_equilibrium"], means["without_equilibrium"]]
+        left = 0.0
+        for part, color in zip(np.clip(parts, 0, None), kinds.values(), strict=True):
+            bottom.barh(y, part, 0.6, left, color=color)
+            if part >= 6:
+                text = {"ha": "center", "va": "center", "fontsize": 7}
+                bottom.text(
+                    left + part / 2, y, f"{part:.0f}", color="white" if color in (RED, GREEN) else "black", **text
+                )
+            left += part
+    for ax in (top, bottom):
+        ax.set_yticks(range(len(games)), [game.replace("_", " ") for game in games] if ax is top else [])
+        ax.set_ylim(len(games) - 0.5, -0.5)
+        ax.grid(axis="y", visible=False)
+    top.set_xlabel("leader's payoff per game step")
+    bottom.set(xlim=(0, len_tables), xlabel="the leader's 128 tables by how they are answered, mean")
+    bottom.set_xticks(range(0, len_tables + 1, 32))
     entries = [("greedy leader of a run", {"color": BLUE, "marker": "o", "linestyle": ""})]
-    entries += [("best table, given the oracle", {"color": BLACK, "marker": "_", "linestyle": ""})]
-    entries += [("followers' best equilibrium, best leader", plot.OPTIMUM)]
-    entries += [("their worst, best leader", plot.PRE_TRAINING)]
-    entries += [(f"replies: {name}", {"color": color, "linewidth": 7}) for name, color in kinds.items()]
+    entries += [("best table, given its followers", {"color": ORANGE, "marker": "|", "linestyle": ""})]
+    entries += [("optimum with the followers' worst and best equilibria", {"color": BLACK, "marker": "|"})]
+    entries += [(f"answer: {name}", {"color": color, "linewidth": 7}) for name, color in kinds.items()]
     plot.legend_above(figure, entries, 3)
     return figure
 
@@ -352,7 +355,7 @@ def diff_md(results_dir: Path):
     game = pick(rows, env_id="prisoners_dilemma").iloc[0]
     left.axhline(game["stackelberg_value"], zorder=1, **plot.OPTIMUM)
     left.axhline(plot.STOCHASTIC_LIMIT, zorder=1, **plot.OPTIMUM | {"color": RED})
-    left.set(title="prisoner's dilemma", ylabel="leader's return per game step", ylim=(-2.05, 0.05))
+    left.set(title="prisoner's dilemma", ylabel="leader's return per game step", ylim=(-1.15, -0.4))
     middle.set(title="all 144 games: runs guaranteed\nless (▽) or more (△) than the optimum", ylim=(0, None))
     middle.yaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
     for ax in (left, middle):

@@ -436,7 +436,7 @@ def no_regret() -> str:
         ours = arms[0]
         gaps = " to ".join(f"{gap:+.2f}" for gap in (ours["gap"].min(), ours["gap"].max()))
         cells = [
-            f"{rounds:,} rounds",
+            f"{rounds:,} round{'s' * (rounds > 1)}",
             *arrivals(ours),
             *arrivals(arms[1]),
             gaps,
@@ -458,29 +458,16 @@ def no_regret() -> str:
 def two_followers() -> str:
     """One leader and two followers: what equilibria leave it, and where it ends."""
     table, rows = load("two_followers"), []
-    for (game, oracle), some in table.groupby(["env_id", "oracle"], sort=False):
-        values = ["stackelberg_value", "stackelberg_value_pessimistic", "leader_return_best", "leader_return_greedy"]
+    columns = {"stackelberg_value": "followers' best equilibria", "stackelberg_value_pessimistic": "their worst"}
+    columns |= {"leader_return_best": "best table, given the oracle", "leader_return_greedy": "leader, greedy"}
+    for game, some in table.groupby("env_id", sort=False):
         means = some.mean(numeric_only=True)
-        cells = [game, oracle, *(number(means[name]) for name in values)]
-        cells += [f"{some['is_stackelberg'].sum()}/{len(some)}", f"{means['tables_in_equilibrium']:.0f} of "]
-        cells[-1] += f"{128 - means['tables_without_equilibrium']:.0f}"
-        several = means["tables_in_one_of_several"]
-        parts = (f"{means[f'tables_in_the_{x}'] / several:.0%}" if several else "-" for x in ("best", "worst"))
-        rows.append([*cells, ", ".join(parts)])
-    header = [
-        "game",
-        "oracle",
-        "followers' best equilibrium",
-        "their worst",
-        "best, given the oracle",
-        "leader, greedy",
-    ]
-    header += [
-        "runs in a Stackelberg equilibrium",
-        "tables answered by one",
-        "where there are several: the best, the worst",
-    ]
-    return markdown(header, rows)
+        cells = [game, *(number(means[name]) for name in columns), f"{some['is_stackelberg'].sum()}/{len(some)}"]
+        answered, most = means["tables_in_equilibrium"], 128 - means["tables_without_equilibrium"]
+        shares = (means[f"tables_in_the_{x}"] / means["tables_in_one_of_several"] for x in ("best", "worst"))
+        rows.append([*cells, f"{answered:.0f} of {most:.0f}", *(f"{share:.0%}" for share in shares)])
+    header = ["game", *columns.values(), "runs in a Stackelberg equilibrium", "tables answered by an equilibrium"]
+    return markdown([*header, "of several: the best", "the worst"], rows)
 
 
 def diff_md() -> str:

@@ -107,7 +107,7 @@ def test_the_last_episode_alone_depends_on_the_leaders_last_table():
     for adapting, last in ((5, 5), (5, 30)):
         leaders = torch.stack([table] * 3 + [torch.as_tensor(script.TABLES)[[last]]])
         with torch.no_grad():
-            played = script.play_trials(follower, args.game, leaders)[3].view(4, 10, 2).mean(dim=1)
+            played = script.play_trials(follower, args.game, leaders)[3].double().view(4, 10, 2).mean(dim=1)
         torch.testing.assert_close(rewards[:, :, adapting, last], played)
     # from one episode to the next the follower changes, though the leader does not: it remembers
     assert (rewards[0] != rewards[1]).any()

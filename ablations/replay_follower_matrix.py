@@ -96,7 +96,8 @@ class Args:
     """coefficient of the entropy bonus"""
 
     def __post_init__(self):
-        may_be_zero = {"seed", "verification_iterations", "follower_gamma", "risk_seeking", "ent_coef"}
+        may_be_zero = {"seed", "verification_iterations", "follower_gamma"}
+        may_be_zero |= {"risk_seeking", "ent_coef"}
         for flag, value in asdict(self).items():
             if type(value) in (int, float) and not (0 < value < math.inf or (value == 0 and flag in may_be_zero)):
                 raise ValueError(f"--{flag.replace('_', '-')} must be positive, got {value}")
@@ -174,9 +175,8 @@ class LeaderPOMDP(gym.vector.VectorEnv):
     that the follower's oracle, `replies` [32, 5], turns into a table: the follower's action in each observation of the
     game that comes next. All episodes start and end together, and restart in the step in which they end.
 
-    Nothing in the one-hot observation tells a query from the game: a memory-less leader is invariant (Appendix B), it
-    answers as it plays. A stochastic one does so in distribution only. Answers and play are drawn apart, and where they
-    differ it may gain: up to -0.66 instead of -0.90 in the prisoner's dilemma (benchmark/results/pomdp_values.csv).
+    Nothing in the one-hot observation tells a query from the game: a memory-less leader is invariant (Appendix B). If
+    it draws answers and play apart, it may gain where they differ (-0.66 in the prisoner's dilemma: pomdp_values.csv).
     """
 
     def __init__(self, game: MatrixGame, replies: np.ndarray, num_envs: int):
@@ -423,7 +423,7 @@ TOLERANCE = 0.05 + 1e-6  # what passes for equal, in mean rewards: half of what 
 def verify(follower: torch.Tensor, leader_index: int, args: Args) -> float:
     """Trains the follower further against the frozen leader; returns how its greedy payoff per game step changes.
 
-    The paper's procedure finds replies of which the follower is unsure, and few that are wrong and confident, where
+    The paper's procedure finds replies of which its follower is unsure, and few that are wrong and confident, where
     policy gradient no longer tries the other action (benchmark/results/verification.csv). The exact regret decides.
     """
     before, leaders = follower.argmax(-1)[leader_index].numpy(), itertools.repeat(leader_index)
@@ -513,7 +513,6 @@ def main(args: Args) -> dict:
     # phase 3: verify the equilibrium
     torch.manual_seed(args.seed)
     verification_gain = verify(follower, index, args)
-
     result = {"script": os.path.basename(__file__), "env_id": args.env_id, "seed": args.seed, "args": asdict(args)}
     result |= {"stackelberg_value": optimum, "stackelberg_value_pessimistic": pessimistic}
     steps, greedy, exploring = np.array(curve).T

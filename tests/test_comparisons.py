@@ -169,8 +169,8 @@ SAME_SOURCE = [
     ("start_run Args.save_model", (PPO, "hindsight_follower")),
     ("payoffs_of TIE Solution frontier discounted solve tables", ("exact_stackelberg", "hindsight_follower")),
     ("NUM_OBSERVATIONS START", (PPO, "diff_md_matrix")),
-    ("Leader Args.update_epochs Args.clip_coef Args.ent_coef", FIVE_OBSERVATIONS[:2]),
-    ("Args.adam_eps", (*FIVE_OBSERVATIONS[:2], "continuous_follower")),
+    ("Leader Args.update_epochs Args.clip_coef", FIVE_OBSERVATIONS[:2]),
+    ("Args.adam_eps", ("ppo_qlearning_matrix", "continuous_follower")),  # which draw every action afresh
     ("NUM_OBSERVATIONS START TABLES table_index", THREE_OBSERVATIONS),
     ("REPLIES MemoryGame", THREE_OBSERVATIONS[:2]),
     ("ENV_ID LEADER_PAYOFF FOLLOWER_PAYOFF", (THREE_OBSERVATIONS[0], THREE_OBSERVATIONS[2])),

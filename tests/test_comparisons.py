@@ -150,7 +150,7 @@ def test_a_diverged_run_says_what_to_lower_and_leaves_no_result(name, flags, low
 PPO = MATRIX_SCRIPTS[0]
 FIVE_OBSERVATIONS = (PPO, "ppo_qlearning_matrix", "es_md_matrix")
 THREE_OBSERVATIONS = ("theorem2_divergence", "noninvariant_leader", "hidden_queries")
-META_FOLLOWER = ("noninvariant_leader", "hidden_queries")
+META_FOLLOWER = ("noninvariant_leader", "hidden_queries")  # the paper's: Table 4, no discount, no entropy bonus
 LEARNING_FOLLOWER = ("leader_reward_during_learning", "continuous_follower")
 SIDE_BY_SIDE = (*META_FOLLOWER, *LEARNING_FOLLOWER)
 BATCHES = ("no_regret_follower", "two_followers_matrix")

@@ -186,7 +186,6 @@ class LeaderPOMDP(gym.vector.VectorEnv):
     Step t < 5 shows observation t and keeps the action as its answer, without reward. The five answers are the context
     that the follower's oracle, `replies` [32, 5], turns into a table: the follower's action in each observation of the
     game that comes next. All episodes start and end together, and restart in the step in which they end.
-
     Nothing in the one-hot observation tells a query from the game: a memory-less leader is invariant (Appendix B). If
     it draws answers and play apart, it may gain where they differ (-0.66 in the prisoner's dilemma: pomdp_values.csv).
     """
@@ -208,9 +207,8 @@ class LeaderPOMDP(gym.vector.VectorEnv):
         return self.one_hot(), {}
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
-        """Takes the leader's actions [num_envs]; returns observations [num_envs, 5], rewards, terminations and
-        truncations [num_envs], and infos: of episodes that end, both players' payoff per game step [num_envs], and
-        `final_info` and `final_obs` as training loops for Gymnasium read them."""
+        """Takes the leader's actions [num_envs]; returns observations [num_envs, 5], rewards, terminations, truncations
+        [num_envs], and infos: of episodes that end, both players' payoff per step, and what Gymnasium's loops read."""
         rewards, infos = np.zeros((2, self.num_envs)), {}
         if self.t < NUM_OBSERVATIONS:  # a query
             self.context[:, self.t] = actions
@@ -330,7 +328,6 @@ def train_follower(follower: torch.Tensor, leaders: Iterator[int], iterations: i
     remaining = torch.as_tensor(discount.sum(1, keepdims=True), dtype=torch.float32)  # what rewards of 1 would return
     for iteration in tqdm(range(1, iterations + 1), desc="follower", leave=False, disable=None):
         # a deterministic leader's answers are its table: the follower's queries are not stepped through, but counted
-        steps = iteration * args.follower_episodes * game.episode_length
         context_index = np.array(list(itertools.islice(leaders, args.follower_episodes)))
         policies = follower.detach().softmax(-1)[context_index, :, 1].numpy()
         uniforms = torch.rand(game.num_steps, args.follower_episodes).numpy()
@@ -354,8 +351,8 @@ def train_follower(follower: torch.Tensor, leaders: Iterator[int], iterations: i
         visits.index_put_(inputs, torch.ones_like(returns), accumulate=True)
         errors.index_put_(inputs, returns / remaining - baseline[inputs], accumulate=True)
         baseline += args.follower_baseline_rate * errors / visits.clamp(min=1)
-        follower_return = game.payoff(1, rewards[1].mean())
-        log(steps, {"charts/follower_return": follower_return, "losses/follower_policy_loss": loss.item()})
+        payoff, steps = game.payoff(1, rewards[1].mean()), iteration * args.follower_episodes * game.episode_length
+        log(steps, {"charts/follower_return": payoff, "losses/follower_policy_loss": loss.item()})
 
 
 def load_follower(args: Args) -> tuple[torch.Tensor, int]:
@@ -394,8 +391,7 @@ def train_leader(leader: Leader, envs: LeaderPOMDP, args: Args, log):
     """PPO on the leader's POMDP, a complete episode of each environment per iteration; calls `log(steps, scalars)`."""
     optimizer = torch.optim.Adam(leader.parameters(), lr=args.learning_rate, eps=args.adam_eps)
     shape = (envs.game.episode_length, envs.num_envs)
-    obs = torch.zeros((*shape, NUM_OBSERVATIONS))
-    actions = torch.zeros(shape, dtype=torch.int64)
+    obs, actions = torch.zeros((*shape, NUM_OBSERVATIONS)), torch.zeros(shape, dtype=torch.int64)
     logprobs, rewards, values = torch.zeros((3, *shape))
     rows = slice(NUM_OBSERVATIONS if args.explore == "table" else None)  # the steps in which it draws actions
     next_obs, _ = envs.reset(seed=args.seed)
@@ -443,16 +439,14 @@ TOLERANCE = 0.05 + 1e-6  # what passes for equal, in mean rewards: half of what 
 
 
 def verify(follower: torch.Tensor, leader_index: int, args: Args) -> float:
-    """Trains the follower further against the frozen leader; returns how its greedy payoff per game step changes.
-
-    The paper's procedure finds replies of which its follower is unsure, and few that are wrong and confident, where
-    policy gradient no longer tries the other action (benchmark/results/verification.csv). The exact regret decides.
-    """
+    """Trains the follower further against the frozen leader; returns how its greedy payoff per game step changes. The
+    paper's follower mends replies of which it is unsure, and few that are wrong and confident, where it no longer tries
+    the other action (benchmark/results/verification.csv). The exact regret decides."""
     before, leaders = follower.argmax(-1)[leader_index].numpy(), itertools.repeat(leader_index)
     train_follower(follower, leaders, args.verification_iterations, args, lambda steps, scalars: None)
-    after = follower.argmax(-1)[leader_index].numpy()
-    _, _, rewards = play(args.game, TABLES[[leader_index, leader_index]], np.stack([before, after]))
-    return args.game.scale[1] * np.diff(rewards[1].mean(axis=0)).item()
+    tables = np.stack([before, follower.argmax(-1)[leader_index].numpy()])
+    rewards = play(args.game, TABLES[[leader_index, leader_index]], tables)[2][1]
+    return args.game.scale[1] * np.diff(rewards.mean(axis=0)).item()
 
 
 def steps_to_converge(steps: np.ndarray, gaps: np.ndarray) -> int | None:

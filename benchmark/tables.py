@@ -16,6 +16,7 @@ import pandas as pd
 sys.path.append(str(Path(__file__).resolve().parent))
 
 import run
+from held_out import shares
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = ("README.md", "benchmark/README.md", "ablations/README.md")
@@ -67,6 +68,19 @@ def methods() -> str:
 
 
 # ------------------------------------------------------------------------------------------------- benchmark/README.md
+def held_out() -> str:
+    """The PPO, PG and DQN scripts on held-out random games."""
+    names = {"at_optimum": "greedy leader at the optimum (95 % interval)", "at_optimum_exploring": "as it explores"}
+    names["follower_is_right"] = "follower's regret at most 0.05 at the leader's policy"
+    rows = []
+    complete = load("held_out").groupby("script").filter(lambda some: len(some) >= 200)
+    for script, row in shares(complete).iterrows():
+        cells = [f"{row[name]:.1%}" for name in names]
+        cells[0] += f" ({row['low']:.1%} to {row['high']:.1%})"
+        rows.append([run.METHODS[script], f"{row['games']:.0f}", *cells])
+    return markdown(["leader", "random games", *names.values()], rows)
+
+
 def budget() -> str:
     """The 12 games x 5 seeds by the follower's budget of pre-training."""
     rows = []
@@ -360,7 +374,20 @@ def theorem2() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
-        *(methods, misses, budget, fig1, authors, dqn_targets, replay, commitments, clock, pomdp_values, verification),
+        *(
+            methods,
+            misses,
+            budget,
+            held_out,
+            fig1,
+            authors,
+            dqn_targets,
+            replay,
+            commitments,
+            clock,
+            pomdp_values,
+            verification,
+        ),
         *(fig2, fig2_responses),
         *(fig3, fig4, fig5, fig6, ppo_qlearning, es_md, theorem2),
     )

@@ -17,9 +17,11 @@ about ten seconds you should see the equilibrium of the iterated prisoner's dile
 tit-for-tat, the follower always cooperates, and the greedy leader gets -0.90 per step, the optimum of deterministic
 memory-1 leaders against stationary followers.
 
-Only the leader (its flags, `Leader`, `train_leader`) differs from stackelberg_ppo_matrix.py. Nearest to the authors'
-code (mgerstgrasser/oracles_and_followers, commit e98db77): --n-step 1 --no-centre-rewards --follower-baseline-rate 0
---no-shuffled-leaders
+Only the leader (its flags, `Leader`, `train_leader`) differs from stackelberg_ppo_matrix.py. Nearest to the paper's
+settings, where it is silent its authors' code's (mgerstgrasser/oracles_and_followers, commit e98db77):
+
+    python stackelberg_dqn_matrix.py --no-answers-only --n-step 1 --no-centre-rewards --follower-learning-rate 0.02 \\
+    --follower-baseline-rate 0 --follower-gamma 1 --follower-ent-coef 0 --no-shuffled-leaders
 """
 
 import itertools
@@ -71,12 +73,16 @@ class Args:
 
     follower_timesteps: int = 52_500
     """environment steps of follower pre-training (500 iterations, Table 4)"""
-    follower_learning_rate: float = 0.02
-    """Adam learning rate of the follower (Table 4)"""
+    follower_learning_rate: float = 0.1
+    """Adam learning rate of the follower (Table 4: 0.02)"""
     follower_batch_size: int = 100
     """environment steps per follower batch (Table 4), rounded up to complete episodes"""
-    follower_baseline_rate: float = 0.2
+    follower_baseline_rate: float = 0.3
     """step size of the follower's baseline; 0: none (the authors' code), which leaves several times the regret"""
+    follower_gamma: float = 0.9
+    """discount in the follower's returns (paper: 1); what comes late is mostly the noise of its other choices"""
+    follower_ent_coef: float = 1.0
+    """coefficient of the follower's entropy bonus, falling to 0 linearly (paper: 0)"""
     shuffled_leaders: bool = True
     """deal the random leaders from a shuffled deck of all 32; off: draw each afresh (the authors' code)"""
     follower_checkpoint: str | None = None
@@ -98,9 +104,14 @@ class Args:
     """environment steps per gradient step (Table 4: fragments of 10, which complete episodes make 15)"""
     target_network_frequency: int = 33
     """gradient steps between updates of the target network (about 500 environment steps)"""
+    answers_only: bool = True
+    """learn from the answers alone, whose target is the whole episode's return; off: from every step (paper)"""
+    risk_seeking: float = 2.0
+    """k of an answer's target exp(k z) / mean - 1, z its episode's standardised return: rare tables that are far better
+    than the rest outweigh them; 0: z itself"""
     n_step: int = 5
-    """steps of reward in a target before it bootstraps; 1: the paper's DQN, whose targets cannot tell a good answer
-    from a bad one, as all queries end in the same observation; 0: the whole episode, with the noise of its play"""
+    """with --no-answers-only: steps of reward in a target before it bootstraps; 1: the paper's DQN, which cannot tell a
+    good answer from a bad one, as all queries end in the same observation; 0: the whole episode"""
     centre_rewards: bool = True
     """subtract from each reward the buffer's mean at that step of the episode: values then compare actions, not how
     many steps are left, which the leader cannot see"""
@@ -110,7 +121,8 @@ class Args:
     """share of the observations in which the noisy policy should act differently; the noise's scale adapts to it"""
 
     def __post_init__(self):
-        may_be_zero = {"seed", "verification_iterations", "follower_baseline_rate", "learning_starts", "n_step"}
+        may_be_zero = {"seed", "verification_iterations", "follower_baseline_rate", "follower_ent_coef"}
+        may_be_zero |= {"risk_seeking", "learning_starts", "n_step"}
         for flag, value in asdict(self).items():
             if type(value) in (int, float) and not (0 < value < math.inf or (value == 0 and flag in may_be_zero)):
                 raise ValueError(f"--{flag.replace('_', '-')} must be positive, got {value}")
@@ -188,10 +200,8 @@ class LeaderPOMDP(gym.vector.VectorEnv):
     Step t < 5 shows observation t and keeps the action as its answer, without reward. The five answers are the context
     that the follower's oracle, `replies` [32, 5], turns into a table: the follower's action in each observation of the
     game that comes next. All episodes start and end together, and restart in the step in which they end.
-
-    Nothing in the one-hot observation tells a query from the game: a memory-less leader is invariant (Appendix B), it
-    answers as it plays. A stochastic one does so in distribution only. Answers and play are drawn apart, and where they
-    differ it may gain: up to -0.66 instead of -0.90 in the prisoner's dilemma (benchmark/results/pomdp_values.csv).
+    Nothing in the one-hot observation tells a query from the game: a memory-less leader is invariant (Appendix B). If
+    it draws answers and play apart, it may gain where they differ (-0.66 in the prisoner's dilemma: pomdp_values.csv).
     """
 
     def __init__(self, game: MatrixGame, replies: np.ndarray, num_envs: int):
@@ -211,9 +221,8 @@ class LeaderPOMDP(gym.vector.VectorEnv):
         return self.one_hot(), {}
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
-        """Takes the leader's actions [num_envs]; returns observations [num_envs, 5], rewards, terminations and
-        truncations [num_envs], and infos: of episodes that end, both players' payoff per game step [num_envs], and
-        `final_info` and `final_obs` as training loops for Gymnasium read them."""
+        """Takes the leader's actions [num_envs]; returns observations [num_envs, 5], rewards, terminations, truncations
+        [num_envs], and infos: of episodes that end, both players' payoff per step, and what Gymnasium's loops read."""
         rewards, infos = np.zeros((2, self.num_envs)), {}
         if self.t < NUM_OBSERVATIONS:  # a query
             self.context[:, self.t] = actions
@@ -318,15 +327,16 @@ def random_leaders(seed: int, shuffled: bool) -> Iterator[int]:
         yield from rng.permutation(len(TABLES)) if shuffled else rng.integers(len(TABLES), size=len(TABLES))
 
 
-def train_follower(follower: torch.Tensor, leaders: Iterator[int], iterations: int, args: Args, log):
+def train_follower(follower: torch.Tensor, leaders: Iterator[int], iterations: int, args: Args, log, ent_coef=0.0):
     """Policy gradient on the follower's logits [32, 5, 2], in place, against one leader table in each episode; calls
-    `log(steps, scalars)`."""
+    `log(steps, scalars)`. The entropy bonus falls from `ent_coef` to 0."""
     game, optimizer = args.game, torch.optim.Adam([follower], lr=args.follower_learning_rate)
     baseline = torch.zeros(follower.shape[:-1])  # of the reward per remaining step, for each context and observation
-    remaining = torch.arange(game.num_steps, 0, -1).unsqueeze(1)
+    t = np.arange(game.num_steps)
+    discount = np.triu(args.follower_gamma ** (t - t[:, None]))  # [step, later step]
+    remaining = torch.as_tensor(discount.sum(1, keepdims=True), dtype=torch.float32)  # what rewards of 1 would return
     for iteration in tqdm(range(1, iterations + 1), desc="follower", leave=False, disable=None):
-        # A deterministic leader's answers are its table: the follower's queries are not stepped through, but counted.
-        steps = iteration * args.follower_episodes * game.episode_length
+        # a deterministic leader's answers are its table: the follower's queries are not stepped through, but counted
         context_index = np.array(list(itertools.islice(leaders, args.follower_episodes)))
         policies = follower.detach().softmax(-1)[context_index, :, 1].numpy()
         uniforms = torch.rand(game.num_steps, args.follower_episodes).numpy()
@@ -334,10 +344,11 @@ def train_follower(follower: torch.Tensor, leaders: Iterator[int], iterations: i
 
         # REINFORCE with a baseline
         inputs = torch.as_tensor(context_index).expand(observations.shape), torch.as_tensor(observations)
-        returns = torch.as_tensor(rewards[1], dtype=torch.float32).flip(0).cumsum(0).flip(0)
+        returns = torch.as_tensor(discount @ rewards[1], dtype=torch.float32)
         advantages = returns - baseline[inputs] * remaining
         probs = Categorical(logits=follower[inputs], validate_args=False)
-        loss = -(probs.log_prob(torch.as_tensor(actions)) * advantages).mean()
+        bonus = ent_coef * (1 - (iteration - 1) / iterations) * probs.entropy()
+        loss = -(probs.log_prob(torch.as_tensor(actions)) * advantages + bonus).mean()
         if not loss.isfinite():
             raise SystemExit("the follower's training diverged: lower --follower-learning-rate or -baseline-rate")
         optimizer.zero_grad()
@@ -349,8 +360,8 @@ def train_follower(follower: torch.Tensor, leaders: Iterator[int], iterations: i
         visits.index_put_(inputs, torch.ones_like(returns), accumulate=True)
         errors.index_put_(inputs, returns / remaining - baseline[inputs], accumulate=True)
         baseline += args.follower_baseline_rate * errors / visits.clamp(min=1)
-        follower_return = game.payoff(1, rewards[1].mean())
-        log(steps, {"charts/follower_return": follower_return, "losses/follower_policy_loss": loss.item()})
+        payoff, steps = game.payoff(1, rewards[1].mean()), iteration * args.follower_episodes * game.episode_length
+        log(steps, {"charts/follower_return": payoff, "losses/follower_policy_loss": loss.item()})
 
 
 def load_follower(args: Args) -> tuple[torch.Tensor, int]:
@@ -372,7 +383,7 @@ def pretrain_follower(args: Args, log=lambda steps, scalars: None) -> torch.Tens
     torch.manual_seed(args.seed)
     follower = nn.Parameter(0.01 * torch.randn(len(TABLES), NUM_OBSERVATIONS, NUM_ACTIONS))
     leaders = random_leaders(args.seed, args.shuffled_leaders)
-    train_follower(follower, leaders, args.follower_iterations, args, log)
+    train_follower(follower, leaders, args.follower_iterations, args, log, args.follower_ent_coef)
     return follower
 
 
@@ -391,6 +402,7 @@ def train_leader(leader: Leader, envs: LeaderPOMDP, args: Args, log):
     target_network = Leader()
     target_network.load_state_dict(leader.state_dict())
     length = envs.game.episode_length
+    rows, n_step = (NUM_OBSERVATIONS, length) if args.answers_only else (length, args.n_step or length)
     # the replay buffer is a ring of complete episodes: the newest overwrite the oldest
     capacity = max(args.buffer_size // (length * envs.num_envs), 1) * envs.num_envs
     obs = torch.zeros((capacity, length, NUM_OBSERVATIONS))
@@ -416,14 +428,21 @@ def train_leader(leader: Leader, envs: LeaderPOMDP, args: Args, log):
         cumulative = nn.functional.pad(rewards[:filled].cumsum(1), (1, 0))
         if args.centre_rewards:
             cumulative -= cumulative.mean(dim=0)
+        if args.answers_only:  # all that counts is the end of an episode
+            worth = (cumulative[:, -1] - cumulative[:, -1].mean()) / (cumulative[:, -1].std() + 1e-8)
+            if args.risk_seeking > 0:
+                worth = filled * (args.risk_seeking * worth).softmax(0) - 1
+            cumulative = nn.functional.pad(worth[:, None], (length, 0))
 
         global_step = iteration * envs.num_envs * length
         while global_step >= args.learning_starts + (updates + 1) * args.train_frequency:
-            e, t = torch.randint(filled, (args.batch_size,)), torch.randint(length, (args.batch_size,))
-            last = (t + (args.n_step or length)).clamp(max=length)
-            with torch.no_grad():
-                target_max = target_network(obs[e, last.clamp(max=length - 1)]).max(dim=1).values
-                td_target = cumulative[e, last] - cumulative[e, t] + target_max * (last < length)
+            e, t = torch.randint(filled, (args.batch_size,)), torch.randint(rows, (args.batch_size,))
+            last = (t + n_step).clamp(max=length)
+            td_target = cumulative[e, last] - cumulative[e, t]
+            if n_step < length:  # bootstrap
+                with torch.no_grad():
+                    target_max = target_network(obs[e, last.clamp(max=length - 1)]).max(dim=1).values
+                td_target += target_max * (last < length)
             old_val = leader(obs[e, t]).gather(1, actions[e, t].unsqueeze(1)).squeeze(1)
             loss = ((old_val - td_target) ** 2).mean()
             if not loss.isfinite():
@@ -450,16 +469,14 @@ TOLERANCE = 0.05 + 1e-6  # what passes for equal, in mean rewards: half of what 
 
 
 def verify(follower: torch.Tensor, leader_index: int, args: Args) -> float:
-    """Trains the follower further against the frozen leader; returns how its greedy payoff per game step changes.
-
-    The paper's procedure finds replies of which the follower is unsure, and few that are wrong and confident, where
-    policy gradient no longer tries the other action (benchmark/results/verification.csv). The exact regret decides.
-    """
+    """Trains the follower further against the frozen leader; returns how its greedy payoff per game step changes. The
+    paper's follower mends replies of which it is unsure, and few that are wrong and confident, where it no longer tries
+    the other action (benchmark/results/verification.csv). The exact regret decides."""
     before, leaders = follower.argmax(-1)[leader_index].numpy(), itertools.repeat(leader_index)
     train_follower(follower, leaders, args.verification_iterations, args, lambda steps, scalars: None)
-    after = follower.argmax(-1)[leader_index].numpy()
-    _, _, rewards = play(args.game, TABLES[[leader_index, leader_index]], np.stack([before, after]))
-    return args.game.scale[1] * np.diff(rewards[1].mean(axis=0)).item()
+    tables = np.stack([before, follower.argmax(-1)[leader_index].numpy()])
+    rewards = play(args.game, TABLES[[leader_index, leader_index]], tables)[2][1]
+    return args.game.scale[1] * np.diff(rewards.mean(axis=0)).item()
 
 
 def steps_to_converge(steps: np.ndarray, gaps: np.ndarray) -> int | None:
@@ -542,7 +559,6 @@ def main(args: Args) -> dict:
     # phase 3: verify the equilibrium
     torch.manual_seed(args.seed)
     verification_gain = verify(follower, index, args)
-
     result = {"script": os.path.basename(__file__), "env_id": args.env_id, "seed": args.seed, "args": asdict(args)}
     result |= {"stackelberg_value": optimum, "stackelberg_value_pessimistic": pessimistic}
     steps, greedy, exploring = np.array(curve).T

@@ -16,9 +16,11 @@ are the follower's context. In a few seconds you should see the equilibrium of t
 leader defects once, then plays tit-for-tat, the follower always cooperates, and the greedy leader gets -0.90 per step,
 the optimum of deterministic memory-1 leaders against stationary followers.
 
-Only the leader (its flags, `Leader`, `train_leader`) differs from stackelberg_ppo_matrix.py. As in the authors' code
-(mgerstgrasser/oracles_and_followers, commit e98db77): --adam-eps 1e-8 --no-baseline --no-norm-adv
---follower-baseline-rate 0 --no-shuffled-leaders
+Only the leader (its flags, `Leader`, `train_leader`) differs from stackelberg_ppo_matrix.py. The paper's settings,
+where it is silent its authors' code's (mgerstgrasser/oracles_and_followers, commit e98db77):
+
+    python stackelberg_pg_matrix.py --explore action --adam-eps 1e-8 --no-baseline --no-norm-adv --follower-gamma 1 \\
+    --follower-learning-rate 0.02 --follower-baseline-rate 0 --follower-ent-coef 0 --no-shuffled-leaders
 """
 
 import itertools
@@ -28,6 +30,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import gymnasium as gym
 import numpy as np
@@ -71,12 +74,16 @@ class Args:
 
     follower_timesteps: int = 52_500
     """environment steps of follower pre-training (500 iterations, Table 4)"""
-    follower_learning_rate: float = 0.02
-    """Adam learning rate of the follower (Table 4)"""
+    follower_learning_rate: float = 0.1
+    """Adam learning rate of the follower (Table 4: 0.02)"""
     follower_batch_size: int = 100
     """environment steps per follower batch (Table 4), rounded up to complete episodes"""
-    follower_baseline_rate: float = 0.2
+    follower_baseline_rate: float = 0.3
     """step size of the follower's baseline; 0: none (the authors' code), which leaves several times the regret"""
+    follower_gamma: float = 0.9
+    """discount in the follower's returns (paper: 1); what comes late is mostly the noise of its other choices"""
+    follower_ent_coef: float = 1.0
+    """coefficient of the follower's entropy bonus, falling to 0 linearly (paper: 0)"""
     shuffled_leaders: bool = True
     """deal the random leaders from a shuffled deck of all 32; off: draw each afresh (the authors' code)"""
     follower_checkpoint: str | None = None
@@ -84,11 +91,15 @@ class Args:
     verification_iterations: int = 50
     """further follower iterations against the frozen leader (Appendix F); not in the budget"""
 
+    explore: Literal["action", "table"] = "table"
+    """action: draw every action afresh (paper); table: draw an answer to each query, and keep to it in play"""
+    risk_seeking: float = 5.0
+    """k of the advantages exp(k z) / mean - 1, z the standardised return: rare tables that are far better than the rest
+    outweigh it; only for --explore table. 0: z itself"""
     learning_rate: float = 0.156
     """Adam learning rate of the leader (Table 4)"""
-    adam_eps: float = 0.5
-    """Adam's epsilon for the leader, so large that steps keep in proportion to the gradient; equal steps (1e-8) of this
-    size saturate the policy on the noise of a few batches"""
+    adam_eps: float = 0.02
+    """Adam's epsilon for the leader; equal steps (1e-8) saturate the policy on the noise of a few batches"""
     batch_size: int = 100
     """environment steps per leader batch (Table 4), rounded up to complete episodes"""
     baseline: bool = True
@@ -98,7 +109,8 @@ class Args:
     """divide advantages by their standard deviation, so that one learning rate fits early and late training"""
 
     def __post_init__(self):
-        may_be_zero = {"seed", "verification_iterations", "follower_baseline_rate", "adam_eps"}
+        may_be_zero = {"seed", "verification_iterations", "follower_baseline_rate", "follower_ent_coef"}
+        may_be_zero |= {"risk_seeking", "adam_eps"}
         for flag, value in asdict(self).items():
             if type(value) in (int, float) and not (0 < value < math.inf or (value == 0 and flag in may_be_zero)):
                 raise ValueError(f"--{flag.replace('_', '-')} must be positive, got {value}")
@@ -175,10 +187,8 @@ class LeaderPOMDP(gym.vector.VectorEnv):
     Step t < 5 shows observation t and keeps the action as its answer, without reward. The five answers are the context
     that the follower's oracle, `replies` [32, 5], turns into a table: the follower's action in each observation of the
     game that comes next. All episodes start and end together, and restart in the step in which they end.
-
-    Nothing in the one-hot observation tells a query from the game: a memory-less leader is invariant (Appendix B), it
-    answers as it plays. A stochastic one does so in distribution only. Answers and play are drawn apart, and where they
-    differ it may gain: up to -0.66 instead of -0.90 in the prisoner's dilemma (benchmark/results/pomdp_values.csv).
+    Nothing in the one-hot observation tells a query from the game: a memory-less leader is invariant (Appendix B). If
+    it draws answers and play apart, it may gain where they differ (-0.66 in the prisoner's dilemma: pomdp_values.csv).
     """
 
     def __init__(self, game: MatrixGame, replies: np.ndarray, num_envs: int):
@@ -198,9 +208,8 @@ class LeaderPOMDP(gym.vector.VectorEnv):
         return self.one_hot(), {}
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
-        """Takes the leader's actions [num_envs]; returns observations [num_envs, 5], rewards, terminations and
-        truncations [num_envs], and infos: of episodes that end, both players' payoff per game step [num_envs], and
-        `final_info` and `final_obs` as training loops for Gymnasium read them."""
+        """Takes the leader's actions [num_envs]; returns observations [num_envs, 5], rewards, terminations, truncations
+        [num_envs], and infos: of episodes that end, both players' payoff per step, and what Gymnasium's loops read."""
         rewards, infos = np.zeros((2, self.num_envs)), {}
         if self.t < NUM_OBSERVATIONS:  # a query
             self.context[:, self.t] = actions
@@ -305,15 +314,16 @@ def random_leaders(seed: int, shuffled: bool) -> Iterator[int]:
         yield from rng.permutation(len(TABLES)) if shuffled else rng.integers(len(TABLES), size=len(TABLES))
 
 
-def train_follower(follower: torch.Tensor, leaders: Iterator[int], iterations: int, args: Args, log):
+def train_follower(follower: torch.Tensor, leaders: Iterator[int], iterations: int, args: Args, log, ent_coef=0.0):
     """Policy gradient on the follower's logits [32, 5, 2], in place, against one leader table in each episode; calls
-    `log(steps, scalars)`."""
+    `log(steps, scalars)`. The entropy bonus falls from `ent_coef` to 0."""
     game, optimizer = args.game, torch.optim.Adam([follower], lr=args.follower_learning_rate)
     baseline = torch.zeros(follower.shape[:-1])  # of the reward per remaining step, for each context and observation
-    remaining = torch.arange(game.num_steps, 0, -1).unsqueeze(1)
+    t = np.arange(game.num_steps)
+    discount = np.triu(args.follower_gamma ** (t - t[:, None]))  # [step, later step]
+    remaining = torch.as_tensor(discount.sum(1, keepdims=True), dtype=torch.float32)  # what rewards of 1 would return
     for iteration in tqdm(range(1, iterations + 1), desc="follower", leave=False, disable=None):
-        # A deterministic leader's answers are its table: the follower's queries are not stepped through, but counted.
-        steps = iteration * args.follower_episodes * game.episode_length
+        # a deterministic leader's answers are its table: the follower's queries are not stepped through, but counted
         context_index = np.array(list(itertools.islice(leaders, args.follower_episodes)))
         policies = follower.detach().softmax(-1)[context_index, :, 1].numpy()
         uniforms = torch.rand(game.num_steps, args.follower_episodes).numpy()
@@ -321,10 +331,11 @@ def train_follower(follower: torch.Tensor, leaders: Iterator[int], iterations: i
 
         # REINFORCE with a baseline
         inputs = torch.as_tensor(context_index).expand(observations.shape), torch.as_tensor(observations)
-        returns = torch.as_tensor(rewards[1], dtype=torch.float32).flip(0).cumsum(0).flip(0)
+        returns = torch.as_tensor(discount @ rewards[1], dtype=torch.float32)
         advantages = returns - baseline[inputs] * remaining
         probs = Categorical(logits=follower[inputs], validate_args=False)
-        loss = -(probs.log_prob(torch.as_tensor(actions)) * advantages).mean()
+        bonus = ent_coef * (1 - (iteration - 1) / iterations) * probs.entropy()
+        loss = -(probs.log_prob(torch.as_tensor(actions)) * advantages + bonus).mean()
         if not loss.isfinite():
             raise SystemExit("the follower's training diverged: lower --follower-learning-rate or -baseline-rate")
         optimizer.zero_grad()
@@ -336,8 +347,8 @@ def train_follower(follower: torch.Tensor, leaders: Iterator[int], iterations: i
         visits.index_put_(inputs, torch.ones_like(returns), accumulate=True)
         errors.index_put_(inputs, returns / remaining - baseline[inputs], accumulate=True)
         baseline += args.follower_baseline_rate * errors / visits.clamp(min=1)
-        follower_return = game.payoff(1, rewards[1].mean())
-        log(steps, {"charts/follower_return": follower_return, "losses/follower_policy_loss": loss.item()})
+        payoff, steps = game.payoff(1, rewards[1].mean()), iteration * args.follower_episodes * game.episode_length
+        log(steps, {"charts/follower_return": payoff, "losses/follower_policy_loss": loss.item()})
 
 
 def load_follower(args: Args) -> tuple[torch.Tensor, int]:
@@ -359,7 +370,7 @@ def pretrain_follower(args: Args, log=lambda steps, scalars: None) -> torch.Tens
     torch.manual_seed(args.seed)
     follower = nn.Parameter(0.01 * torch.randn(len(TABLES), NUM_OBSERVATIONS, NUM_ACTIONS))
     leaders = random_leaders(args.seed, args.shuffled_leaders)
-    train_follower(follower, leaders, args.follower_iterations, args, log)
+    train_follower(follower, leaders, args.follower_iterations, args, log, args.follower_ent_coef)
     return follower
 
 
@@ -376,28 +387,33 @@ def train_leader(leader: Leader, envs: LeaderPOMDP, args: Args, log):
     """REINFORCE on the leader's POMDP, an episode of each environment per iteration; calls `log(steps, scalars)`."""
     optimizer = torch.optim.Adam(leader.parameters(), lr=args.learning_rate, eps=args.adam_eps)
     shape = (envs.game.episode_length, envs.num_envs)
-    obs = torch.zeros((*shape, NUM_OBSERVATIONS))
-    actions = torch.zeros(shape, dtype=torch.int64)
+    obs, actions = torch.zeros((*shape, NUM_OBSERVATIONS)), torch.zeros(shape, dtype=torch.int64)
     rewards = torch.zeros(shape)
+    rows = slice(NUM_OBSERVATIONS if args.explore == "table" else None)  # the steps in which it draws actions
     next_obs, _ = envs.reset(seed=args.seed)
     for iteration in tqdm(range(1, args.leader_iterations + 1), desc="leader", leave=False, disable=None):
         for step in range(envs.game.episode_length):
             obs[step] = torch.as_tensor(next_obs)
-            with torch.no_grad():
-                actions[step] = torch.rand(envs.num_envs) < leader(obs[step]).probs[:, 1]
+            if args.explore == "table" and step >= NUM_OBSERVATIONS:  # play what was answered in each observation
+                actions[step] = actions[:NUM_OBSERVATIONS].T[obs[step] == 1]
+            else:
+                with torch.no_grad():
+                    actions[step] = torch.rand(envs.num_envs) < leader(obs[step]).probs[:, 1]
             next_obs, reward, _, _, infos = envs.step(actions[step].numpy())
             rewards[step] = torch.as_tensor(reward)
 
         # Undiscounted reward-to-go. How many steps are left weighs more in it than any one action: the baseline is the
         # batch's own mean at each step of the episode. A batch of a single episode has none.
-        advantages = rewards.flip(0).cumsum(0).flip(0)
+        advantages = rewards.flip(0).cumsum(0).flip(0)[rows]
         if args.baseline and envs.num_envs > 1:
             advantages -= advantages.mean(dim=1, keepdim=True)
         if args.norm_adv:
             advantages /= advantages.std() + 1e-8
+        if args.explore == "table" and args.risk_seeking > 0:
+            advantages = envs.num_envs * (args.risk_seeking * advantages).softmax(dim=1) - 1
 
-        probs = leader(obs)
-        loss = -(probs.log_prob(actions) * advantages).mean()
+        probs = leader(obs[rows])
+        loss = -(probs.log_prob(actions[rows]) * advantages).mean()
         if not loss.isfinite():
             raise SystemExit("the leader's training diverged: lower --learning-rate")
         optimizer.zero_grad()
@@ -414,16 +430,14 @@ TOLERANCE = 0.05 + 1e-6  # what passes for equal, in mean rewards: half of what 
 
 
 def verify(follower: torch.Tensor, leader_index: int, args: Args) -> float:
-    """Trains the follower further against the frozen leader; returns how its greedy payoff per game step changes.
-
-    The paper's procedure finds replies of which the follower is unsure, and few that are wrong and confident, where
-    policy gradient no longer tries the other action (benchmark/results/verification.csv). The exact regret decides.
-    """
+    """Trains the follower further against the frozen leader; returns how its greedy payoff per game step changes. The
+    paper's follower mends replies of which it is unsure, and few that are wrong and confident, where it no longer tries
+    the other action (benchmark/results/verification.csv). The exact regret decides."""
     before, leaders = follower.argmax(-1)[leader_index].numpy(), itertools.repeat(leader_index)
     train_follower(follower, leaders, args.verification_iterations, args, lambda steps, scalars: None)
-    after = follower.argmax(-1)[leader_index].numpy()
-    _, _, rewards = play(args.game, TABLES[[leader_index, leader_index]], np.stack([before, after]))
-    return args.game.scale[1] * np.diff(rewards[1].mean(axis=0)).item()
+    tables = np.stack([before, follower.argmax(-1)[leader_index].numpy()])
+    rewards = play(args.game, TABLES[[leader_index, leader_index]], tables)[2][1]
+    return args.game.scale[1] * np.diff(rewards.mean(axis=0)).item()
 
 
 def steps_to_converge(steps: np.ndarray, gaps: np.ndarray) -> int | None:
@@ -506,7 +520,6 @@ def main(args: Args) -> dict:
     # phase 3: verify the equilibrium
     torch.manual_seed(args.seed)
     verification_gain = verify(follower, index, args)
-
     result = {"script": os.path.basename(__file__), "env_id": args.env_id, "seed": args.seed, "args": asdict(args)}
     result |= {"stackelberg_value": optimum, "stackelberg_value_pessimistic": pessimistic}
     steps, greedy, exploring = np.array(curve).T

@@ -96,7 +96,8 @@ class Args:
     """coefficient of the entropy bonus"""
 
     def __post_init__(self):
-        may_be_zero = {"seed", "verification_iterations", "follower_gamma", "risk_seeking", "ent_coef"}
+        may_be_zero = {"seed", "verification_iterations", "follower_gamma"}
+        may_be_zero |= {"risk_seeking", "ent_coef"}
         for flag, value in asdict(self).items():
             if type(value) in (int, float) and not (0 < value < math.inf or (value == 0 and flag in may_be_zero)):
                 raise ValueError(f"--{flag.replace('_', '-')} must be positive, got {value}")
@@ -173,10 +174,8 @@ class LeaderPOMDP(gym.vector.VectorEnv):
     Step t < 5 shows observation t and keeps the action as its answer, without reward. The five answers are the context
     that the follower's oracle, `replies` [32, 5], turns into a table: the follower's action in each observation of the
     game that comes next. All episodes start and end together, and restart in the step in which they end.
-
-    Nothing in the one-hot observation tells a query from the game: a memory-less leader is invariant (Appendix B), it
-    answers as it plays. A stochastic one does so in distribution only. Answers and play are drawn apart, and where they
-    differ it may gain: up to -0.66 instead of -0.90 in the prisoner's dilemma (benchmark/results/pomdp_values.csv).
+    Nothing in the one-hot observation tells a query from the game: a memory-less leader is invariant (Appendix B). If
+    it draws answers and play apart, it may gain where they differ (-0.66 in the prisoner's dilemma: pomdp_values.csv).
     """
 
     def __init__(self, game: MatrixGame, replies: np.ndarray, num_envs: int):
@@ -196,9 +195,8 @@ class LeaderPOMDP(gym.vector.VectorEnv):
         return self.one_hot(), {}
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
-        """Takes the leader's actions [num_envs]; returns observations [num_envs, 5], rewards, terminations and
-        truncations [num_envs], and infos: of episodes that end, both players' payoff per game step [num_envs], and
-        `final_info` and `final_obs` as training loops for Gymnasium read them."""
+        """Takes the leader's actions [num_envs]; returns observations [num_envs, 5], rewards, terminations, truncations
+        [num_envs], and infos: of episodes that end, both players' payoff per step, and what Gymnasium's loops read."""
         rewards, infos = np.zeros((2, self.num_envs)), {}
         if self.t < NUM_OBSERVATIONS:  # a query
             self.context[:, self.t] = actions
@@ -421,16 +419,14 @@ TOLERANCE = 0.05 + 1e-6  # what passes for equal, in mean rewards: half of what 
 
 
 def verify(follower: torch.Tensor, leader_index: int, args: Args) -> float:
-    """Trains the follower further against the frozen leader; returns how its greedy payoff per game step changes.
-
-    The paper's procedure finds replies of which the follower is unsure, and few that are wrong and confident, where
-    policy gradient no longer tries the other action (benchmark/results/verification.csv). The exact regret decides.
-    """
+    """Trains the follower further against the frozen leader; returns how its greedy payoff per game step changes. The
+    paper's follower mends replies of which it is unsure, and few that are wrong and confident, where it no longer tries
+    the other action (benchmark/results/verification.csv). The exact regret decides."""
     before, leaders = follower.argmax(-1)[leader_index].numpy(), itertools.repeat(leader_index)
     train_follower(follower, leaders, args.verification_iterations, args, lambda steps, scalars: None)
-    after = follower.argmax(-1)[leader_index].numpy()
-    _, _, rewards = play(args.game, TABLES[[leader_index, leader_index]], np.stack([before, after]))
-    return args.game.scale[1] * np.diff(rewards[1].mean(axis=0)).item()
+    tables = np.stack([before, follower.argmax(-1)[leader_index].numpy()])
+    rewards = play(args.game, TABLES[[leader_index, leader_index]], tables)[2][1]
+    return args.game.scale[1] * np.diff(rewards.mean(axis=0)).item()
 
 
 def steps_to_converge(steps: np.ndarray, gaps: np.ndarray) -> int | None:
@@ -513,7 +509,6 @@ def main(args: Args) -> dict:
     # phase 3: verify the equilibrium
     torch.manual_seed(args.seed)
     verification_gain = verify(follower, index, args)
-
     result = {"script": os.path.basename(__file__), "env_id": args.env_id, "seed": args.seed, "args": asdict(args)}
     result |= {"stackelberg_value": optimum, "stackelberg_value_pessimistic": pessimistic}
     steps, greedy, exploring = np.array(curve).T

@@ -12,9 +12,9 @@ The Meta-RL follower and PPO leader of stackelberg_ppo_matrix.py, with a leading
     python ablations/vectorized_ppo_matrix.py --random-games 1000 --seeds 1 --explore action table
 
 Every run has one row in runs.csv. Three things make it fast. Two actions need one logit. The uniform numbers of a batch
-are drawn at once, and tell in advance what both players would do in every observation, so that a step of the game is a
-look-up. And PPO's epochs see sufficient statistics instead of rows. With p(a|o) the policy that acted, q the one that
-learns, r = q(a|o) / p(a|o), c the clipping and A a row's advantage, the row adds to PPO's objective
+are drawn at once, so that a step of the game is a look-up. And PPO's epochs see sufficient statistics instead of rows.
+With p(a|o) the policy that acted, q the one that learns, r = q(a|o) / p(a|o), c the clipping and A a row's advantage,
+the row adds to PPO's objective
 
     min(A r, A clip(r, 1 - c, 1 + c))  =  A min(r, 1 + c) if A > 0,  A max(r, 1 - c) if A < 0
 
@@ -22,8 +22,7 @@ In both cases it is A times something that depends on (o, a) alone. So the objec
 S+(o, a) min(r, 1 + c) + S-(o, a) max(r, 1 - c), where S+ and S- are the sums of positive and of negative advantages:
 20 numbers a run, however large the batch. The value loss, the sum of (V(o) - G)^2, has the gradient
 2 (n(o) V(o) - sum of G), the entropy bonus is the sum of n(o) H(q(.|o)): 10 numbers more. This is exact for every
-tabular policy, as long as a batch is one minibatch and the value loss is not clipped. The follower's REINFORCE is
-linear in its rows to begin with.
+tabular policy, as long as a batch is one minibatch and the value loss is not clipped.
 """
 
 import itertools
@@ -92,8 +91,7 @@ class Args:
     follower_ent_coef: tuple[float, ...] = (1.0,)
     """coefficient of the follower's entropy bonus, falling to 0 linearly (paper: 0)"""
     explore: tuple[Literal["action", "table"], ...] = ("table",)
-    """action: draw every action afresh, in queries and in play (paper); table: draw each observation's action once, as
-    the answer to its query, and keep to it in play"""
+    """action: draw every action afresh (paper); table: draw an answer to each query, and keep to it in play"""
     batch_size: tuple[int, ...] = (1000,)
     """environment steps per leader batch (Table 4), rounded up to complete episodes"""
     update_epochs: tuple[int, ...] = (10,)
@@ -107,8 +105,8 @@ class Args:
     ent_coef: tuple[float, ...] = (0.0,)
     """coefficient of the leader's entropy bonus, falling to 0 linearly (Table 4: none)"""
     risk_seeking: tuple[float, ...] = (5.0,)
-    """k of the advantages exp(k z) / mean - 1, z the standardised return, with which a rare table that is far better
-    than the rest outweighs it; for --explore table only. 0: z itself (paper)"""
+    """k of the advantages exp(k z) / mean - 1, z the standardised return: rare tables that are far better than the rest
+    outweigh them; only for --explore table. 0: z itself"""
 
     def __post_init__(self):
         may_be_zero = {"seed", "random_games", "first_game", "follower_baseline_rate", "follower_ent_coef"}
@@ -180,10 +178,8 @@ def load_games(args: Args) -> dict[str, np.ndarray]:
     """Returns the payoffs [player, leader's action, follower's action] of the games that the flags name. Table 3's are
     the symmetric ones of the 144 strict ordinal 2x2 games (Robinson and Goforth 2005); every one of these is the
     leader's payoffs of one of the twelve with the follower's of another."""
-    ordinal, games = {}, {}
-    for leader, follower in itertools.product(PAYOFFS, PAYOFFS):
-        name = leader if leader == follower else f"{leader}-{follower}"
-        ordinal[name] = np.stack([PAYOFFS[leader], np.transpose(PAYOFFS[follower])])
+    pairs, games = itertools.product(PAYOFFS, PAYOFFS), {}
+    ordinal = {a if a == b else f"{a}-{b}": np.stack([PAYOFFS[a], np.transpose(PAYOFFS[b])]) for a, b in pairs}
     has_others = args.random_games > 0 or args.payoff_file is not None
     for name in args.games or ([] if has_others else ["table3"]):
         for member in {"table3": PAYOFFS, "ordinal": ordinal}.get(name, [name]):
@@ -244,15 +240,13 @@ def solve(payoffs: np.ndarray, num_steps: int) -> dict[str, np.ndarray]:
     leader, follower = returns.swapaxes(0, 1)
     best = follower.max(axis=2)
     is_best = follower >= best[..., None] - 1e-6  # what rounding leaves of a tie
-    return {
-        "stackelberg_value": np.where(is_best, leader, -np.inf).max(axis=(1, 2)),
-        "stackelberg_value_pessimistic": np.where(is_best, leader, np.inf).min(axis=2).max(axis=1),
-        "best": best,
-        "returns": returns,
-    }
+    optimistic = np.where(is_best, leader, -np.inf).max(axis=(1, 2))
+    pessimistic = np.where(is_best, leader, np.inf).min(axis=2).max(axis=1)
+    values = {"stackelberg_value": optimistic, "stackelberg_value_pessimistic": pessimistic}
+    return {**values, "best": best, "returns": returns}
 
 
-# ------------------------------------------------------------------------------------------------------- what is shared
+# ------------------------------------------------------------------------- follower pre-training (Algorithm 1, phase 1)
 class Adam:
     """Adam on one tensor of parameters [runs, ...]: it works element by element, so runs stay independent. Unlike
     torch.optim.Adam it has a learning rate and an epsilon for each run, [runs, 1, ...]."""
@@ -269,14 +263,10 @@ class Adam:
         self.parameters.sub_(self.mean / denominator * (self.learning_rate / (1 - 0.9**self.t)))
 
 
-# ------------------------------------------------------------------------- follower pre-training (Algorithm 1, phase 1)
 def train_follower(logits, rewards, iterations: int, num_episodes: int, num_steps: int, flags: dict) -> None:
     """REINFORCE with a baseline on the followers' logits [runs, 32 * 5], one for each context and observation, in
-    place, against random leader tables, one per episode, dealt from a shuffled deck of all 32.
-
-    `rewards` are the follower's [runs, 4] for each pair of actions; flags: learning_rate, baseline_rate, gamma and
-    ent_coef of each run, [runs, 1].
-    """
+    place, against random leader tables, one per episode, dealt from a shuffled deck of all 32. `rewards` are the
+    follower's [runs, 4] for each pair of actions; flags: learning_rate, baseline_rate, gamma, ent_coef, [runs, 1]."""
     num_runs, device = len(rewards), rewards.device
     num_decks = math.ceil(iterations * num_episodes / len(TABLES))
     dealt = torch.rand(num_runs, num_decks, len(TABLES), device=device).argsort(dim=2).flatten(1)
@@ -390,12 +380,9 @@ def act_by_table(answers, table_returns, risk_seeking):
 
 def train_leader(logits, values, replies, rewards, table_returns, iterations: int, num_steps: int, flags: dict):
     """PPO on the leaders' logits and values [runs, 5], in place; returns the index of the greedy table after each
-    iteration and its mean reward per game step, both [iterations, runs].
-
-    `replies`, [runs, 32], are the indices of the followers' tables, `rewards` the leader's [runs, 4] for each pair of
-    actions, `table_returns`, [runs, 32], its mean reward for each of its tables against the follower; flags: explore,
-    num_episodes, update_epochs and, of each run, [runs, 1], learning_rate, adam_eps, clip_coef, ent_coef, risk_seeking.
-    """
+    iteration and its mean reward per game step, both [iterations, runs]. `replies`, [runs, 32], are the indices of the
+    followers' tables, `rewards` the leader's [runs, 4] for each pair of actions, `table_returns`, [runs, 32], its mean
+    reward for each of its tables; flags: explore, num_episodes, update_epochs and those of LEADER, [runs, 1]."""
     actor = Adam(logits, 2 * flags["learning_rate"], flags["adam_eps"])
     critic = Adam(values, flags["learning_rate"], flags["adam_eps"])
     rows, curves = NUM_OBSERVATIONS + (num_steps if flags["explore"] == "action" else 0), ([], [])
@@ -419,9 +406,8 @@ def train_leader(logits, values, replies, rewards, table_returns, iterations: in
 # -------------------------------------------------------------------------------------------------------- all the runs
 def table_of(args: Args) -> pd.DataFrame:
     """Returns a row for each run: the number of its game, `game`, its name and payoffs, its seed and its settings."""
-    text = [[" ".join(f"{x:.6g}" for x in player.flat) for player in game] for game in args.payoffs]
-    games = pd.DataFrame(text, columns=["leader_payoff", "follower_payoff"])
-    games.insert(0, "env_id", args.env_ids)
+    text = np.array([[" ".join(f"{x:.6g}" for x in player.flat) for player in game] for game in args.payoffs])
+    games = pd.DataFrame({"env_id": args.env_ids, "leader_payoff": text[:, 0], "follower_payoff": text[:, 1]})
     values = {flag: getattr(args, flag) for flag in GRID}
     values |= {"game": games.index, "seed": range(args.seed, args.seed + args.seeds)}
     runs = pd.MultiIndex.from_product(values.values(), names=values).to_frame(index=False)
@@ -429,9 +415,8 @@ def table_of(args: Args) -> pd.DataFrame:
 
 
 def train(args: Args, returns: np.ndarray) -> Iterator[tuple]:
-    """Trains everything; yields, for each group of runs with tensors of one shape: its runs, the combined steps
-    [iterations], the leader's greedy tables and its exploring return, both [iterations, runs], and the follower's
-    replies [runs, 32]. `returns` are those of `solve`."""
+    """Trains everything, with the `returns` of `solve`; yields, for runs with tensors of one shape: them, the steps
+    [iterations], the leader's greedy tables and exploring return [iterations, runs], the replies [runs, 32]."""
     rewards, returns = (args.payoffs - args.centre) / args.scale, (returns - args.centre) / args.scale
     rewards, length = rewards.reshape(-1, 2, NUM_ACTIONS**2), args.episode_length
 
@@ -441,7 +426,6 @@ def train(args: Args, returns: np.ndarray) -> Iterator[tuple]:
     for setting, runs in table_of(args).groupby(IN_TURN, sort=False):
         follower_timesteps, follower_batch_size, explore, batch_size, update_epochs = setting
         runs, followers = runs.reset_index(drop=True), runs.drop_duplicates([*FOLLOWER, "game", "seed"])
-
         torch.manual_seed(args.seed)
         flags = {flag.removeprefix("follower_"): tensor(followers[[flag]]) for flag in FOLLOWER}
         num_episodes = math.ceil(follower_batch_size / length)
@@ -452,13 +436,12 @@ def train(args: Args, returns: np.ndarray) -> Iterator[tuple]:
         replies = index_of((logits > 0).view(-1, *TABLES.shape).movedim(-1, 0))
 
         torch.manual_seed(args.seed)  # again, so that all settings of the leader meet the same followers
-        replies = replies.repeat(len(runs) // len(followers), 1)
-        game = runs["game"]
+        replies, game = replies.repeat(len(runs) // len(followers), 1), runs["game"]
         against = tensor(returns[game, 0]).gather(2, replies[..., None])[..., 0]
         num_episodes = math.ceil(batch_size / length)
         steps = np.arange(follower_steps, args.total_timesteps + 1, num_episodes * length)[1:]
-        flags = {flag: tensor(runs[[flag]]) for flag in LEADER}
-        flags |= {"explore": explore, "num_episodes": num_episodes, "update_epochs": update_epochs}
+        flags = {"explore": explore, "num_episodes": num_episodes, "update_epochs": update_epochs}
+        flags |= {flag: tensor(runs[[flag]]) for flag in LEADER}
         logits = LOGIT_STD * torch.randn(len(runs), NUM_OBSERVATIONS, device=args.device)
         inputs = logits, 0.01 * torch.randn_like(logits), replies, tensor(rewards[game, 0]), against
         greedy, exploring = train_leader(*inputs, len(steps), args.num_steps, flags)
@@ -467,9 +450,8 @@ def train(args: Args, returns: np.ndarray) -> Iterator[tuple]:
 
 
 def results_of(steps, tables, exploring, replies, exact, tolerance) -> tuple[pd.DataFrame, np.ndarray]:
-    """Returns a row for each run, and the greedy leader's return, [iterations, runs]. A row holds the results under
-    their names in result.json, the best that the follower allows, `leader_return_best`, and what tells misses apart.
-    `exact` is the solution of each run's game, `tolerance`, [player, runs], what passes for equal."""
+    """Returns a row for each run, with the names of result.json and what tells misses apart, and the greedy leader's
+    return, [iterations, runs]. `exact` is the solution of each run's game, `tolerance` [player, runs]."""
     run, final, optimum = np.arange(len(replies)), tables[-1], exact["stackelberg_value"]
     leader, follower = np.take_along_axis(exact["returns"], replies[:, None, :, None], axis=3)[..., 0].swapaxes(0, 1)
     greedy, best, regrets = leader[run, tables], leader.max(axis=1), exact["best"] - follower
@@ -519,9 +501,9 @@ def finish(runs: pd.DataFrame, varied: list[str], run_path: str) -> None:
     games = runs.groupby(["env_id", *varied], sort=False)
     means = ["leader_return_greedy", "leader_return", "stackelberg_value"]
     means += ["at_optimum", "at_optimum_exploring", "follower_allows", "leader_finds"]
-    table = (games[means].mean().round(3) + 0.0).join(games[steps].median())
     names = "greedy exploring optimum found found_exploring allowed leader_finds steps steps_exploring".split()
-    print(f"""{table.set_axis(names, axis=1).to_string(max_rows=200)}
+    table = (games[means].mean().round(3) + 0.0).join(games[steps].median()).set_axis(names, axis=1)
+    print(f"""{table.to_string(max_rows=200)}
 
   found       share of runs whose leader ends within 0.05 of the scale of the optimum of deterministic memory-1 leaders
               against stationary followers, greedy or as it explores; steps: the median until it stays there
@@ -534,8 +516,7 @@ def main(args: Args) -> pd.DataFrame:
     """Trains all runs; returns what it writes to runs.csv."""
     torch.set_num_threads(1)  # a thread pool costs more than it gives with tensors of this size
     run_name = f"{len(args.env_ids)}_games__{args.exp_name}__{args.seed}__{int(1000 * time.time())}"
-    run_path = f"{args.run_dir}/{run_name}"
-    os.makedirs(run_path)
+    os.makedirs(run_path := f"{args.run_dir}/{run_name}")
     if args.track:
         import wandb
 
@@ -550,7 +531,6 @@ def main(args: Args) -> pd.DataFrame:
         results, greedy = results_of(steps, tables, exploring, replies, exact, tolerance)
         frames.append(runs.join(results))
         combined_steps += steps[-1] * len(runs)
-
         curves = {"charts/leader_return": exploring, "charts/leader_return_greedy": greedy}
         curves["charts/stackelberg_value"] = np.broadcast_to(exact["stackelberg_value"], greedy.shape)
         folders = runs.apply(lambda run: "__".join(f"{flag}-{run[flag]}" for flag in varied) or "all", axis=1)

@@ -48,7 +48,7 @@ class Args:
             self.figures = get_args(Figure)[:-1]
 
 
-# The paper's settings as the PPO script has them: Table 4, a baseline and a deck of leaders; Adam's epsilon is ours.
+# The paper's settings: Table 4, but with a baseline and a deck of leaders; Adam's epsilon is ours.
 PAPER_FOLLOWER = {
     "follower_learning_rate": (0.02,),
     "follower_baseline_rate": (0.2,),

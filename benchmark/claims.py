@@ -37,6 +37,8 @@ from stackelberg_ppo_matrix import (  # noqa: E402
     verify,
 )
 
+PAPER_FOLLOWER = {"follower_learning_rate": 0.02, "follower_baseline_rate": 0.2}  # with a baseline
+PAPER_FOLLOWER |= {"follower_gamma": 1.0, "follower_ent_coef": 0.0}
 TIES = 1e-6  # rewards within this are equally good to the follower
 
 
@@ -125,7 +127,7 @@ def best_replies(game: MatrixGame) -> np.ndarray:
 def verification_rows(env_id: str, seed: int) -> list[dict]:
     """Flips, one by one, each reply of a trained follower that its leader meets, with the confidence that it had, and
     verifies it; returns a row for each flip that costs the follower more than 0.01 per step."""
-    args = Args(env_id=env_id, seed=seed)
+    args = Args(env_id=env_id, seed=seed, **PAPER_FOLLOWER)
     game, (_, _, best) = args.game, solve(args.game)
     follower = pretrain_follower(args)
     observations, _, _ = play(game, TABLES, follower.argmax(-1).numpy())
@@ -177,7 +179,7 @@ def pomdp_values() -> pd.DataFrame:
     """What the POMDP is worth to a stochastic leader, beside the optimum of deterministic ones."""
     rows = []
     for env_id in tqdm(PAYOFFS, desc="pomdp_values", disable=None):
-        args = Args(env_id=env_id)
+        args = Args(env_id=env_id, **PAPER_FOLLOWER)
         row = {"env_id": env_id, "deterministic": solve(args.game)[0]}
         trained = table_index(pretrain_follower(args).argmax(-1).numpy())
         may_reply = {

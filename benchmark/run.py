@@ -43,6 +43,8 @@ class Args:
     figures: tyro.conf.Positional[tuple[Figure, ...]] = ()
     """figures of the paper to make; es_md: the learning curves of evolution strategies; recurrent: a follower without
     queries; all: all of them"""
+    scripts: tuple[str, ...] = ()
+    """run only these scripts of the figures, as stackelberg_ppo_matrix; what the CSVs hold of the others stays"""
     seeds: int | None = None
     """seeds of every run: 1, 2, ...; default: 5 in Figures 1 and 8, 10 in 2, 3 for es_md and recurrent, the scripts'
     own elsewhere"""
@@ -74,6 +76,8 @@ class Args:
         if self.jobs is None:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
             self.jobs = 256 if self.cluster == "slurm" else cores
+        if unknown := {*self.scripts} - {*QUICK}:
+            raise ValueError(f"no script {', '.join(unknown)}: choose from {', '.join(QUICK)}")
         if self.results_dir is None:
             self.results_dir = f"{self.run_dir}/quick" if self.quick else str(ROOT / "benchmark/results")
 
@@ -82,6 +86,7 @@ class Args:
 GAMES = ("prisoners_dilemma", "stag_hunt", "assurance", "coordination", "mixedharmony", "harmony")
 GAMES += ("noconflict", "deadlock", "prisoners_delight", "hero", "battle", "chicken")
 META_RL = ("stackelberg_ppo_matrix", "stackelberg_pg_matrix", "stackelberg_dqn_matrix", "replay_follower_matrix")
+OTHER_METHODS = ("ppo_qlearning_matrix", "es_md_matrix")
 
 # script: flags of its small version; scripts whose runs are long come first, because they are started first
 QUICK_META_RL = {"follower_timesteps": 5250, "total_timesteps": 10_000, "verification_iterations": 1}
@@ -327,6 +332,13 @@ def write_csv(path: str, rows: pd.DataFrame) -> None:
     os.replace(f"{path}.tmp", path)
 
 
+def beside_others(rows: pd.DataFrame, path: str, scripts: tuple[str, ...]) -> pd.DataFrame:
+    """Returns rows of these scripts together with those that a CSV holds of others, in the order of Figure 1."""
+    others = pd.read_csv(path) if os.path.exists(path) else rows[:0]
+    rows, order = pd.concat([rows, others[~others["script"].isin(scripts)]]), [*META_RL, *OTHER_METHODS]
+    return rows.sort_values("script", key=lambda column: column.map(order.index), kind="stable")
+
+
 def summarise(figure: str, ends: pd.DataFrame) -> pd.DataFrame:
     """Returns a row for each setting: how many runs end at the optimum (and in each way that the script tells apart),
     and the medians of both measures of what matters: the steps to get there, or else the return at the end."""
@@ -373,8 +385,11 @@ def make_results(figure: str, runs: list[Run], args: Args) -> bool:
             print(f"{figure}: left out {path} ({error!r}); to run it anew: rm -r {path.parents[1]}", file=sys.stderr)
     if tables:
         points, ends = (pd.concat(parts) for parts in zip(*tables, strict=True))
-        summary = summarise(figure, ends)
         prefix = f"{args.results_dir}/{'fig1_es_md' if figure == 'es_md' else figure}"
+        if args.scripts and "script" in ends:
+            points = beside_others(points, f"{prefix}.csv", args.scripts)
+            ends = beside_others(ends, f"{prefix}_runs.csv", args.scripts)
+        summary = summarise(figure, ends)
         write_csv(f"{prefix}.csv", points)
         write_csv(f"{prefix}_summary.csv", summary)
         if figure != "theorem2":  # thousands, whose counts are in its first table
@@ -387,6 +402,8 @@ def main(args: Args) -> int:
     """Runs what is missing of the figures and writes their CSVs; returns the exit code: 1 if a run failed."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are so small that a second thread only costs
     figures = {name: runs for name, runs in runs_of_figures(args).items() if name in args.figures}
+    if args.scripts:
+        figures = {name: [run for run in runs if run.script in args.scripts] for name, runs in figures.items()}
     runs = list({run.name: run for of_figure in figures.values() for run in of_figure}.values())
     for folder in (args.run_dir, args.results_dir):
         os.makedirs(folder, exist_ok=True)

@@ -16,6 +16,7 @@ import pandas as pd
 sys.path.append(str(Path(__file__).resolve().parent))
 
 import run
+from held_out import shares
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = ("README.md", "benchmark/README.md", "ablations/README.md")
@@ -67,6 +68,30 @@ def methods() -> str:
 
 
 # ------------------------------------------------------------------------------------------------- benchmark/README.md
+def held_out() -> str:
+    """The PPO, PG and DQN scripts on held-out random games."""
+    names = {"at_optimum": "greedy leader at the optimum (95 % interval)", "at_optimum_exploring": "as it explores"}
+    names["follower_is_right"] = "follower's regret at most 0.05 at the leader's policy"
+    rows = []
+    complete = load("held_out").groupby("script").filter(lambda some: len(some) >= 200)
+    for script, row in shares(complete).iterrows():
+        cells = [f"{row[name]:.1%}" for name in names]
+        cells[0] += f" ({row['low']:.1%} to {row['high']:.1%})"
+        rows.append([run.METHODS[script], f"{row['games']:.0f}", *cells])
+    return markdown(["leader", "random games", *names.values()], rows)
+
+
+def budget() -> str:
+    """The 12 games x 5 seeds by the follower's budget of pre-training."""
+    rows = []
+    for row in load("vectorized_budget").itertuples():
+        exploring = row.steps_to_converge_exploring
+        cells = [f"{row.at_optimum:.0f}/60", f"{row.at_optimum_exploring:.0f}/60", f"{row.steps_to_converge:,.0f}"]
+        rows.append([f"{row.follower_timesteps:,.0f}", *cells, f"{exploring:,.0f}", f"{row.wrong_replies:.1%}"])
+    header = ["steps of pre-training", "greedy: runs at the optimum", "as it explores", "greedy: median steps"]
+    return markdown([*header, "as it explores: median steps", "wrong replies, of 32 tables"], rows)
+
+
 def fig1() -> str:
     """Figure 1: every game and method."""
     return run.table(load("fig1_summary"))
@@ -94,10 +119,11 @@ def dqn_targets() -> str:
     """What the greedy leader misses with each of DQN's targets."""
     ours, variants = load("fig1_runs"), load("variants")
     settings = {
-        "one step (`--n-step 1`)": pick(variants, setting="dqn one step"),
-        "5 steps (default)": pick(ours, script="stackelberg_dqn_matrix"),
-        "whole episode (`--n-step 0`)": pick(variants, setting="dqn whole episode"),
-        "one step, uncentred rewards (authors)": pick(variants, setting="dqn authors"),
+        "answers alone (default)": pick(ours, script="stackelberg_dqn_matrix"),
+        "every step, to the end of the episode (`--n-step 0`)": pick(variants, setting="dqn whole episode"),
+        "every step, 5 steps ahead (`--n-step 5`)": pick(variants, setting="dqn 5 steps"),
+        "every step, one step ahead (`--n-step 1`)": pick(variants, setting="dqn one step"),
+        "the same, uncentred rewards (authors)": pick(variants, setting="dqn authors"),
     }
     games, rows = ("prisoners_dilemma", "chicken"), []
     for name, some in settings.items():
@@ -107,14 +133,14 @@ def dqn_targets() -> str:
 
 
 def replay() -> str:
-    """The replay follower with ten seeds, beside PPO with the paper's follower."""
+    """The replay follower with ten seeds, beside PPO with a follower that learns by policy gradient."""
     runs, ppo = pick(load("variants"), setting="replay"), pick(load("fig1_runs"), script="stackelberg_ppo_matrix")
     rows = []
     for game in [*run.GAMES, "all"]:
         some, others = (x if game == "all" else pick(x, env_id=game) for x in (runs, ppo))
         rows.append([game, *arrivals(some), f"{some['steps_to_converge'].max():,.0f}", *arrivals(others)])
     header = ["game", "as it explores: runs, median steps", "greedy: runs, median steps", "greedy: most steps"]
-    return markdown([*header, "PPO with the paper's follower: exploring", "greedy"], rows)
+    return markdown([*header, "PPO with the policy-gradient follower: exploring", "greedy"], rows)
 
 
 def misses() -> str:
@@ -493,7 +519,20 @@ def diff_md() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
-        *(methods, misses, fig1, authors, dqn_targets, replay, commitments, clock, pomdp_values, verification),
+        *(
+            methods,
+            misses,
+            budget,
+            held_out,
+            fig1,
+            authors,
+            dqn_targets,
+            replay,
+            commitments,
+            clock,
+            pomdp_values,
+            verification,
+        ),
         *(fig2, fig2_responses),
         *(fig3, fig4, fig5, fig6, ppo_qlearning, es_md, theorem2),
         *(mixed, mixed_queries, mixed_classes, mixed_gains),

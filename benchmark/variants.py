@@ -35,24 +35,32 @@ class Args:
     """settings to run, by a part of their name; the file then holds only these"""
 
 
-AUTHORS_FOLLOWER = {"follower_baseline_rate": 0.0, "shuffled_leaders": False}
+PAPER_FOLLOWER = {"follower_learning_rate": 0.02, "follower_gamma": 1.0, "follower_ent_coef": 0.0}
+AUTHORS_FOLLOWER = PAPER_FOLLOWER | {"follower_baseline_rate": 0.0, "shuffled_leaders": False}
+EVERY_STEP, TWO_GAMES = {"answers_only": False, "follower_baseline_rate": 0.2}, ("prisoners_dilemma", "chicken")
 # name: script, flags, seeds (None: the script's own, side by side), games (None: the script's own)
 SETTINGS = {
-    "ppo authors": ("stackelberg_ppo_matrix", AUTHORS_FOLLOWER | {"adam_eps": 1e-8, "update_epochs": 30}, 5, GAMES),
+    "ppo authors": (
+        "stackelberg_ppo_matrix",
+        AUTHORS_FOLLOWER | {"explore": "action", "learning_rate": 0.008, "adam_eps": 1e-8, "update_epochs": 30},
+        5,
+        GAMES,
+    ),
     "pg authors": (
         "stackelberg_pg_matrix",
-        AUTHORS_FOLLOWER | {"adam_eps": 1e-8, "baseline": False, "norm_adv": False},
+        AUTHORS_FOLLOWER | {"explore": "action", "adam_eps": 1e-8, "baseline": False, "norm_adv": False},
         5,
         GAMES,
     ),
     "dqn authors": (
         "stackelberg_dqn_matrix",
-        AUTHORS_FOLLOWER | {"n_step": 1, "centre_rewards": False},
+        AUTHORS_FOLLOWER | {"answers_only": False, "n_step": 1, "centre_rewards": False},
         5,
         GAMES,
     ),
-    "dqn one step": ("stackelberg_dqn_matrix", {"n_step": 1}, 5, ("prisoners_dilemma", "chicken")),
-    "dqn whole episode": ("stackelberg_dqn_matrix", {"n_step": 0}, 5, ("prisoners_dilemma", "chicken")),
+    "dqn one step": ("stackelberg_dqn_matrix", PAPER_FOLLOWER | EVERY_STEP | {"n_step": 1}, 5, TWO_GAMES),
+    "dqn 5 steps": ("stackelberg_dqn_matrix", PAPER_FOLLOWER | EVERY_STEP, 5, TWO_GAMES),
+    "dqn whole episode": ("stackelberg_dqn_matrix", PAPER_FOLLOWER | EVERY_STEP | {"n_step": 0}, 5, TWO_GAMES),
     "replay": ("replay_follower_matrix", {}, 10, GAMES),
     "ppo_qlearning zero start": ("ppo_qlearning_matrix", {"q_init": 0.0}, 3, GAMES),
     "es_md paid afterwards": ("es_md_matrix", {"reward_during_learning": False}, 3, GAMES),

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "benchmark"))  # at the end: `run` is a common name
 
 import atari_variants  # noqa: E402
+import held_out  # noqa: E402
 import plot  # noqa: E402
 import run as benchmark  # noqa: E402
 
@@ -430,6 +432,9 @@ def test_wrong_input_ends_in_tyros_box_and_nothing_written(tmp_path, monkeypatch
         "no jobs": (benchmark, ["fig1", "--jobs", "-1"], "--jobs must be positive"),
         "no time": (benchmark, ["fig1", "--slurm-minutes", "0"], "--slurm-minutes must be positive"),
         "unknown flag": (benchmark, ["fig1", "--fast"], "--fast"),
+        "unknown script": (benchmark, ["fig1", "--scripts", "chess"], "no script chess: choose from"),
+        "unknown script of games": (held_out, ["--scripts", "chess"], "no script chess: choose from"),
+        "no games": (held_out, ["--num-games", "0"], "--num-games and --jobs must be positive"),
         "unknown cluster": (benchmark, ["fig1", "--cluster", "cloud"], "cloud"),
         "slurm without slurm": (benchmark, ["fig1", "--cluster", "slurm"], "sbatch"),
         "unknown drawing": (plot, ["fig9"], "fig9"),
@@ -448,6 +453,52 @@ def test_wrong_input_ends_in_tyros_box_and_nothing_written(tmp_path, monkeypatch
 
 
 # ------------------------------------------------------------------------------------------------------ small parts
+@pytest.mark.parametrize("name", ["fig1", "fig1_runs", "fig8"])
+def test_some_scripts_runs_leave_the_rows_of_the_others(name, tmp_path):
+    path, script = ROOT / f"benchmark/results/{name}.csv", "stackelberg_ppo_matrix"
+    rows = pd.read_csv(path)
+    theirs, own = rows["script"] != script, rows[rows["script"] == script]
+    benchmark.write_csv(tmp_path / "same.csv", benchmark.beside_others(own, path, (script,)))
+    assert (tmp_path / "same.csv").read_text() == path.read_text()
+    merged = benchmark.beside_others(own[1:].assign(leader_return=7.0), path, (script,))
+    pd.testing.assert_frame_equal(merged[merged["script"] != script], rows[theirs])
+    assert merged["script"].iloc[0] == script and (merged["leader_return"] == 7).sum() == len(own) - 1
+    alone = benchmark.beside_others(own, tmp_path / "none.csv", (script,))
+    pd.testing.assert_frame_equal(alone, own)
+
+
+def test_held_out_games_are_run_once(tmp_path, monkeypatch, capsys):
+    """A run is a row, which says what its game's result.json does; the same command runs what is missing alone."""
+    assert np.array_equal(held_out.payoffs_of(7), 3 * np.random.default_rng(7).random((2, 2, 2)) - 3)
+    flags = {"scripts": ("stackelberg_ppo_matrix",), "first_game": 7, "file": str(tmp_path / "held_out.csv")}
+    held_out.main(held_out.Args(**flags, num_games=1, jobs=1))
+    first = pd.read_csv(flags["file"]).iloc[0]
+    script, payoffs = importlib.import_module("stackelberg_ppo_matrix"), held_out.payoffs_of(7).reshape(2, 4)
+    game = script.MatrixGame(*payoffs)
+    assert first["stackelberg_value"] == pytest.approx(game.payoff(0, script.solve(game)[0]), abs=1e-5)
+    assert first["leader_scale"] == pytest.approx(np.ptp(payoffs[0]) / 3, abs=1e-5)
+    assert first["leader_regret"] == pytest.approx(0, abs=0.05) and first["steps_to_converge"] >= 52_500
+
+    monkeypatch.setattr(held_out, "ProcessPoolExecutor", lambda jobs: ThreadPoolExecutor(jobs))
+    monkeypatch.setattr(held_out, "row_of", lambda script, game: {**first, "script": script, "game": game})
+    held_out.main(held_out.Args(**flags, num_games=3, jobs=1))
+    rows = pd.read_csv(flags["file"])
+    assert rows["game"].tolist() == [7, 8, 9] and rows["script"].nunique() == 1
+    monkeypatch.setattr(held_out, "row_of", None)
+    held_out.main(held_out.Args(**flags, num_games=3, jobs=1))  # nothing is missing
+    assert "stackelberg_ppo_matrix      3" in capsys.readouterr().out
+
+
+def test_shares_of_held_out_games():
+    columns = {"leader_scale": 0.5, "follower_scale": 1.0, "stackelberg_value": -1.0, "leader_return": -1.02}
+    rows = pd.DataFrame({"script": ["a", "a", "b", "b"], **columns})
+    rows["leader_return_greedy"], rows["follower_regret"] = [-1.0, -0.97, -1.024, -1.026], [0, 0.06, 0.05, 0]
+    shares = held_out.shares(rows)
+    assert shares["games"].tolist() == [2, 2] and shares["at_optimum"].tolist() == [0.5, 0.5]
+    assert shares["at_optimum_exploring"].tolist() == [1, 1] and shares["follower_is_right"].tolist() == [0.5, 1]
+    assert shares["low"].tolist() == [0, 0] and shares["high"].tolist() == [1, 1]
+
+
 def test_thinning_a_curve():
     """A point has the step and the greedy return of the last of its block, and the mean of what is noisy."""
     rng = np.random.default_rng(1)

@@ -153,7 +153,7 @@ def test_a_diverged_run_says_what_to_lower_and_leaves_no_result(name, flags, low
 PPO = MATRIX_SCRIPTS[0]
 FIVE_OBSERVATIONS = (PPO, "ppo_qlearning_matrix", "es_md_matrix")
 THREE_OBSERVATIONS = ("theorem2_divergence", "noninvariant_leader", "hidden_queries")
-META_FOLLOWER = ("noninvariant_leader", "hidden_queries")
+META_FOLLOWER = ("noninvariant_leader", "hidden_queries")  # the paper's: Table 4, no discount, no entropy bonus
 LEARNING_FOLLOWER = ("leader_reward_during_learning", "continuous_follower")
 SIDE_BY_SIDE = (*META_FOLLOWER, *LEARNING_FOLLOWER)
 BATCHES = ("no_regret_follower", "two_followers_matrix", "recurrent_follower_matrix")
@@ -176,8 +176,8 @@ SAME_SOURCE = [
     ("Args.leader_payoff Args.follower_payoff Args.leader_actions", ("hindsight_follower", "mixed_commitment_matrix")),
     ("payoffs_of", ("exact_stackelberg", "hindsight_follower")),
     ("NUM_OBSERVATIONS START", (PPO, "diff_md_matrix")),
-    ("Leader Args.update_epochs Args.clip_coef Args.ent_coef", FIVE_OBSERVATIONS[:2]),
-    ("Args.adam_eps", (*FIVE_OBSERVATIONS[:2], "continuous_follower")),
+    ("Leader Args.update_epochs Args.clip_coef", FIVE_OBSERVATIONS[:2]),
+    ("Args.adam_eps", ("ppo_qlearning_matrix", "continuous_follower")),  # which draw every action afresh
     ("NUM_OBSERVATIONS START TABLES table_index", THREE_OBSERVATIONS),
     ("REPLIES MemoryGame", THREE_OBSERVATIONS[:2]),
     ("ENV_ID LEADER_PAYOFF FOLLOWER_PAYOFF", (THREE_OBSERVATIONS[0], THREE_OBSERVATIONS[2])),

@@ -31,7 +31,7 @@ def train(script, leader_timesteps, replies=None, record=lambda envs, actions: N
     envs.step = recording_step
     torch.manual_seed(args.seed)
     leader = script.Leader()
-    (layer,) = leader.parameters()
+    layer, *_ = leader.parameters()
     regrets, logged = [], []
 
     def log(_, scalars):
@@ -61,15 +61,18 @@ def test_pg_learns_the_optimum(pg, name):
 def test_pg_without_its_baseline_and_epsilon_saturates(pg):
     """Table 4's learning rate with Adam's usual epsilon: after 100 batches most probabilities are 0 or 1."""
     entropy = {}
-    for name, flags in {"default": {}, "plain": {"adam_eps": 1e-8, "baseline": False, "norm_adv": False}}.items():
-        _, logged, _ = train(pg, 10_500, env_id="chicken", **flags)
+    for name, flags in {
+        "ours": {"adam_eps": 0.5},
+        "plain": {"adam_eps": 1e-8, "baseline": False, "norm_adv": False},
+    }.items():
+        _, logged, _ = train(pg, 10_500, env_id="chicken", explore="action", **flags)
         entropy[name] = logged[-1]["losses/entropy"]
-    assert entropy["plain"] < entropy["default"] / 2
+    assert entropy["plain"] < entropy["ours"] / 2
 
 
 def test_pg_learns_from_a_batch_of_one_episode(pg):
     """The batch's mean would leave nothing of a single episode's returns."""
-    _, logged, leader = train(pg, 15, batch_size=15)
+    _, logged, leader = train(pg, 15, batch_size=15, explore="action")
     assert len(logged) == 1
     torch.manual_seed(1)
     assert (leader.actor.weight - pg.Leader().actor.weight).abs().max() > 0.01
@@ -77,29 +80,62 @@ def test_pg_learns_from_a_batch_of_one_episode(pg):
 
 @pytest.mark.parametrize("name", ["prisoners_dilemma", "chicken", "battle"])
 @pytest.mark.parametrize("n_step", [5, 0])
-def test_dqn_learns_within_a_tenth_of_the_optimum(dqn, name, n_step):
-    regrets, _, _ = train(dqn, 48_000, env_id=name, n_step=n_step)
+def test_dqn_of_every_step_learns_within_a_tenth_of_the_optimum(dqn, name, n_step):
+    regrets, _, _ = train(dqn, 48_000, env_id=name, answers_only=False, n_step=n_step)
     assert abs(regrets[-1]) <= 0.1 + 1e-9
 
 
-def test_dqn_plays_as_it_answered_and_explores_by_whole_policies(dqn):
-    """In every episode of every environment, each action of the game is the answer to its observation's query."""
+@pytest.mark.parametrize(("risk_seeking", "most"), [(2, 0.05), (0, 0.1)])
+@pytest.mark.parametrize("name", ["prisoners_dilemma", "chicken", "battle"])
+def test_dqn_of_answers_learns_the_optimum(dqn, name, risk_seeking, most):
+    """Plain returns leave the first action of the prisoner's dilemma, worth 0.1, to luck."""
+    regrets, _, _ = train(dqn, 48_000, env_id=name, risk_seeking=risk_seeking)
+    assert abs(regrets[-1]) <= most + 1e-9
+
+
+def play_of(script, **flags):
+    """Trains a leader for 30 iterations of 6 environments: returns in each game step of each the answers [300, 6, 5],
+    the observation and the action [300, 6]."""
     contexts, observations, played = [], [], []
 
     def record(envs, actions):
-        if envs.t >= dqn.NUM_OBSERVATIONS:
+        if envs.t >= script.NUM_OBSERVATIONS:
             contexts.append(envs.context.copy())
             observations.append(envs.observation.copy())
             played.append(actions.copy())
 
-    replies = np.random.default_rng(1).integers(2, size=dqn.TABLES.shape)  # shows every observation
-    train(dqn, 30 * 6 * 15, replies, record, num_envs=6, learning_starts=300, noise_share=0.3)
+    replies = np.random.default_rng(1).integers(2, size=script.TABLES.shape)  # shows every observation
+    train(script, 30 * 6 * 15, replies, record, **flags)
     contexts, observations, played = map(np.array, (contexts, observations, played))
     assert contexts.shape == (300, 6, 5) and set(observations.flat) == set(range(5))
+    return contexts, observations, played
+
+
+SLOW = {"batch_size": 90, "learning_rate": 0.001}  # keeps exploring
+EXPLORERS = {
+    "stackelberg_ppo_matrix": SLOW,
+    "stackelberg_pg_matrix": SLOW,
+    "stackelberg_dqn_matrix": {"num_envs": 6, "learning_starts": 300, "noise_share": 0.3},
+}
+
+
+@pytest.mark.parametrize("name", PAPER_SCRIPTS)
+def test_leaders_play_as_they_answered_and_explore_by_whole_tables(name):
+    """In every episode of every environment, each action of the game is the answer to its observation's query."""
+    script = importlib.import_module(name)
+    contexts, observations, played = play_of(script, **EXPLORERS[name])
     assert (played == np.take_along_axis(contexts, observations[..., None], axis=-1).squeeze(-1)).all()
-    tables = dqn.table_index(contexts[::10])  # one per episode, [30, 6]
-    assert all(len(set(row)) > 1 for row in tables[:10])  # the environments' noise differs
-    assert all(len(set(column)) > 3 for column in tables.T)  # and so does the noise of one environment's episodes
+    tables = script.table_index(contexts[::10])  # one per episode, [30, 6]
+    assert all(len(set(row)) > 1 for row in tables[:10])  # the environments differ
+    assert all(len(set(column)) > 3 for column in tables.T)  # and so do the episodes of one
+
+
+@pytest.mark.parametrize("name", PAPER_SCRIPTS[:2])
+def test_leaders_may_draw_every_action_afresh(name):
+    script = importlib.import_module(name)
+    contexts, observations, played = play_of(script, explore="action", **EXPLORERS[name])
+    kept = played == np.take_along_axis(contexts, observations[..., None], axis=-1).squeeze(-1)
+    assert kept.mean() == pytest.approx(0.5, abs=0.1)
 
 
 @pytest.mark.parametrize("noise_share", [0.01, 0.5])
@@ -119,7 +155,9 @@ def test_dqn_bootstraps_n_steps_ahead(dqn):
     payoff = {"leader_payoff": (1.0, 0.0, 0.0, 0.0), "follower_payoff": (1.0, 0.0, 1.0, 0.0)}
     values = {}
     for n_step in (1, 0):
-        _, logged, _ = train(dqn, 12_000, n_step=n_step, centre_rewards=False, learning_rate=0.05, **payoff)
+        _, logged, _ = train(
+            dqn, 12_000, n_step=n_step, answers_only=False, centre_rewards=False, learning_rate=0.05, **payoff
+        )
         values[n_step] = logged[-1]["losses/q_values"]
     assert values[0] <= 15 + 1e-6  # rewards are stretched to 1.5
     assert values[1] > values[0]
@@ -135,8 +173,9 @@ def test_dqn_needs_a_gradient_step(dqn, capsys):
 @pytest.mark.parametrize("name", PAPER_SCRIPTS)
 def test_flags_that_may_be_zero_and_flags_that_may_not(name):
     script = importlib.import_module(name)
-    may_be_zero = {"n_step", "learning_starts", "adam_eps", "ent_coef", "follower_baseline_rate"}
-    may_not = {"batch_size", "learning_rate", "num_envs", "buffer_size", "noise_stddev", "num_steps"}
+    may_be_zero = {"n_step", "learning_starts", "adam_eps", "ent_coef", "follower_baseline_rate", "follower_ent_coef"}
+    may_be_zero |= {"risk_seeking"}
+    may_not = {"batch_size", "learning_rate", "num_envs", "buffer_size", "noise_stddev", "num_steps", "follower_gamma"}
     flags = {field.name for field in dataclasses.fields(script.Args)}
     script.Args(**dict.fromkeys(may_be_zero & flags, 0))
     for flag in may_not & flags:

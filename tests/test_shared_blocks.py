@@ -23,7 +23,7 @@ OTHER_FOLLOWER = {
     "replay_follower_matrix": {"Follower", "train_follower", "Args.total_timesteps"}
     | {
         f"Args.follower_{flag}"
-        for flag in "timesteps learning_rate batch_size baseline_rate gamma replay_sweeps".split()
+        for flag in "timesteps learning_rate batch_size baseline_rate gamma ent_coef replay_sweeps".split()
     },
 }
 
@@ -34,9 +34,13 @@ DIFFERENCES = {
         ('queries included"""', 'queries included (500 and 1,200\n    iterations, Table 4)"""'),
     ],
     ("stackelberg_pg_matrix", "Args.__post_init__"): [('"adam_eps", "ent_coef"}', '"adam_eps"}')],
+    ("stackelberg_dqn_matrix", "imports"): [("from typing import Literal\n", "")],
+    ("replay_follower_matrix", "imports"): [("from typing import Literal\n", "")],
     ("replay_follower_matrix", "Args.__post_init__"): [
-        ('"follower_baseline_rate", "adam_eps", "ent_coef"}', '"follower_gamma", "risk_seeking", "ent_coef"}')
+        ('"follower_baseline_rate", "follower_ent_coef"}', '"follower_gamma"}'),
+        ('"adam_eps", "ent_coef"}', '"ent_coef"}'),
     ],
+    ("replay_follower_matrix", "pretrain_follower"): [(", log, args.follower_ent_coef)", ", log)")],
     ("replay_follower_matrix", "TABLES"): [
         ("The follower is logits\n", "The follower is Q-values\n"),
         ("the authors' linear policy on ONE one-hot of the first two.", "the discounted rewards that it expects."),

@@ -61,7 +61,7 @@ class Args:
 
     env_id: str = "prisoners_dilemma"
     """a game of the paper's Table 3 (prisoners_dilemma, stag_hunt, assurance, coordination, mixedharmony, harmony,
-    noconflict, deadlock, prisoners_delight, hero, battle, chicken), or a name for your own"""
+    noconflict, deadlock, prisoners_delight, hero, battle, chicken), two of them as A-B, or a name for your own"""
     leader_payoff: tuple[float, ...] = ()
     """your own game: the leader's payoffs, row by row (row = leader's action, column = follower's action)"""
     follower_payoff: tuple[float, ...] = ()
@@ -126,12 +126,13 @@ class Args:
         for flag, value in asdict(self).items():
             if type(value) in (int, float) and not (0 < value < math.inf or (value == 0 and flag in may_be_zero)):
                 raise ValueError(f"--{flag.replace('_', '-')} must be positive, got {value}")
-        payoffs = self.leader_payoff, self.follower_payoff
+        payoffs, names = (self.leader_payoff, self.follower_payoff), self.env_id.split("-")
+        is_known = len(names) <= 2 and {*names} <= {*PAYOFFS}
         if payoffs == ((), ()):
-            if self.env_id not in PAYOFFS:
-                raise ValueError(f"no game {self.env_id!r}: choose from {', '.join(PAYOFFS)}, or give your own payoffs")
-            payoffs = np.ravel(PAYOFFS[self.env_id]), np.transpose(PAYOFFS[self.env_id]).ravel()
-        elif self.env_id in PAYOFFS:
+            if not is_known:
+                raise ValueError(f"no game {self.env_id!r}: {', '.join(PAYOFFS)}, two as A-B, or your own payoffs")
+            payoffs = np.ravel(PAYOFFS[names[0]]), np.transpose(PAYOFFS[names[-1]]).ravel()
+        elif is_known:
             self.env_id = "custom"
         if not all(len(payoff) == 4 and np.abs(payoff).max() < 1e30 for payoff in payoffs):
             raise ValueError("--leader-payoff and --follower-payoff must be four numbers each, row by row")

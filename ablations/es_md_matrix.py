@@ -12,11 +12,10 @@ Multi-Agent RL", the dashed lines of Figure 1:
 
 Every candidate leader meets a follower that knows nothing and learns by policy gradient, and is scored by what it gets
 while that follower learns (the original's aim) or only once it has learned (`--no-reward-during-learning`: Lemma 1).
-Evolution strategies follow the scores. The original is known to have used 1.28 billion steps, and no learning curve of
-it was published; population, noise, rates and the follower's schedule are ours. In a few seconds you should see the
-leader defect first and then reciprocate. Made greedy, it gets -0.90 per step, the optimum of deterministic memory-1
-leaders against stationary followers. As it is, stochastic, it gets -0.85: it defects now and then on a follower that
-goes on cooperating. Stochastic memory-1 leaders can get up to -0.50.
+Evolution strategies follow the scores. The original used 1.28 billion steps and no learning curve of it was published;
+population, noise, rates and the follower's schedule are ours. In seconds the leader defects first, then reciprocates:
+made greedy, it gets -0.90 per step, the optimum of deterministic memory-1 leaders against stationary followers. As it
+is, it gets -0.85: it defects now and then on a follower that cooperates. Stochastic leaders can get up to -0.50.
 """
 
 import itertools
@@ -50,7 +49,7 @@ class Args:
 
     env_id: str = "prisoners_dilemma"
     """a game of the paper's Table 3 (prisoners_dilemma, stag_hunt, assurance, coordination, mixedharmony, harmony,
-    noconflict, deadlock, prisoners_delight, hero, battle, chicken), or a name for your own"""
+    noconflict, deadlock, prisoners_delight, hero, battle, chicken), two of them as A-B, or a name for your own"""
     leader_payoff: tuple[float, ...] = ()
     """your own game: the leader's payoffs, row by row (row = leader's action, column = follower's action)"""
     follower_payoff: tuple[float, ...] = ()
@@ -83,12 +82,13 @@ class Args:
         for flag, value in asdict(self).items():
             if type(value) in (int, float) and not (0 < value < math.inf or (value == 0 and flag in may_be_zero)):
                 raise ValueError(f"--{flag.replace('_', '-')} must be positive, got {value}")
-        payoffs = self.leader_payoff, self.follower_payoff
+        payoffs, names = (self.leader_payoff, self.follower_payoff), self.env_id.split("-")
+        is_known = len(names) <= 2 and {*names} <= {*PAYOFFS}
         if payoffs == ((), ()):
-            if self.env_id not in PAYOFFS:
-                raise ValueError(f"no game {self.env_id!r}: choose from {', '.join(PAYOFFS)}, or give your own payoffs")
-            payoffs = np.ravel(PAYOFFS[self.env_id]), np.transpose(PAYOFFS[self.env_id]).ravel()
-        elif self.env_id in PAYOFFS:
+            if not is_known:
+                raise ValueError(f"no game {self.env_id!r}: {', '.join(PAYOFFS)}, two as A-B, or your own payoffs")
+            payoffs = np.ravel(PAYOFFS[names[0]]), np.transpose(PAYOFFS[names[-1]]).ravel()
+        elif is_known:
             self.env_id = "custom"
         if not all(len(payoff) == 4 and np.abs(payoff).max() < 1e30 for payoff in payoffs):
             raise ValueError("--leader-payoff and --follower-payoff must be four numbers each, row by row")

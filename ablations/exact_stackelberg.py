@@ -63,7 +63,7 @@ PAYOFFS = {
 @dataclass
 class Args:
     env_id: str = "prisoners_dilemma"
-    """a game of the paper's Table 3, as they are named below (`PAYOFFS`)"""
+    """a game of the paper's Table 3, as they are named below (`PAYOFFS`), or two of them as A-B"""
     leader_payoff: tuple[float, ...] = ()
     """your own game: the leader's payoffs, row by row (row = leader's action, column = follower's action)"""
     follower_payoff: tuple[float, ...] = ()
@@ -101,9 +101,10 @@ def payoffs_of(args) -> np.ndarray:
             raise ValueError("--leader-payoff, --follower-payoff: as many of each, a square or --leader-actions rows")
         args.env_id = "custom"
         return np.array([args.leader_payoff, args.follower_payoff], dtype=np.float64).reshape(2, rows, -1)
-    if args.env_id not in PAYOFFS:
-        raise ValueError(f"no game {args.env_id!r}: choose from {', '.join(PAYOFFS)}, or give your own payoffs")
-    return np.array([PAYOFFS[args.env_id], np.transpose(PAYOFFS[args.env_id])], dtype=np.float64)
+    names = args.env_id.split("-")
+    if len(names) > 2 or not {*names} <= {*PAYOFFS}:
+        raise ValueError(f"no game {args.env_id!r}: {', '.join(PAYOFFS)}, two as A-B, or your own payoffs")
+    return np.array([PAYOFFS[names[0]], np.transpose(PAYOFFS[names[-1]])], dtype=np.float64)
 
 
 TIE = 1e-9  # what rounding leaves of a tie

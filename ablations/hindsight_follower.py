@@ -59,7 +59,7 @@ class Args:
     """folder that the run's own folder is made in"""
 
     env_id: str = "prisoners_dilemma"
-    """a game of the paper's Table 3, as they are named below (`PAYOFFS`)"""
+    """a game of the paper's Table 3, as they are named below (`PAYOFFS`), or two of them as A-B"""
     leader_payoff: tuple[float, ...] = ()
     """your own matrix game: the leader's payoffs, row by row (row = leader's action, column = follower's action)"""
     follower_payoff: tuple[float, ...] = ()
@@ -171,9 +171,10 @@ def payoffs_of(args) -> np.ndarray:
             raise ValueError("--leader-payoff, --follower-payoff: as many of each, a square or --leader-actions rows")
         args.env_id = "custom"
         return np.array([args.leader_payoff, args.follower_payoff], dtype=np.float64).reshape(2, rows, -1)
-    if args.env_id not in PAYOFFS:
-        raise ValueError(f"no game {args.env_id!r}: choose from {', '.join(PAYOFFS)}, or give your own payoffs")
-    return np.array([PAYOFFS[args.env_id], np.transpose(PAYOFFS[args.env_id])], dtype=np.float64)
+    names = args.env_id.split("-")
+    if len(names) > 2 or not {*names} <= {*PAYOFFS}:
+        raise ValueError(f"no game {args.env_id!r}: {', '.join(PAYOFFS)}, two as A-B, or your own payoffs")
+    return np.array([PAYOFFS[names[0]], np.transpose(PAYOFFS[names[-1]])], dtype=np.float64)
 
 
 class MatrixGame(ParallelEnv):
@@ -631,9 +632,8 @@ def finish(result: dict, args: Args, run_path: str) -> None:
     with open(f"{run_path}/result.json.tmp", "w") as file:
         json.dump(result, file)
     os.replace(f"{run_path}/result.json.tmp", f"{run_path}/result.json")
-    unit, scope = (
-        ("per game step", "") if args.payoffs is not None else ("per episode", "; on what was seen, a lower bound")
-    )
+    is_own = args.payoffs is None
+    unit, scope = ("per episode", "; on what was seen, a lower bound") if is_own else ("per game step", "")
     optimum = "" if args.optimum is None else f"{args.optimum.value:.3f}, "
     print(f"""
 {result["env_id"]}: after {result["combined_steps"]:,} combined steps

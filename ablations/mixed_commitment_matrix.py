@@ -139,10 +139,10 @@ def payoffs_of(args: Args) -> np.ndarray:
         if not (0 < size == len(args.follower_payoff) and rows > 0 and size % rows == 0):
             raise ValueError("--leader-payoff, --follower-payoff: as many of each, a square or --leader-actions rows")
         return np.array([args.leader_payoff, args.follower_payoff], dtype=np.float64).reshape(2, rows, -1)
-    leader, _, follower = args.env_id.partition("-")
-    if not {leader, follower or leader} <= set(PAYOFFS):
-        raise ValueError(f"no game {args.env_id!r}: choose from {', '.join(PAYOFFS)}, or give your own payoffs")
-    return np.array([PAYOFFS[leader], np.transpose(PAYOFFS[follower or leader])], dtype=np.float64)
+    names = args.env_id.split("-")
+    if len(names) > 2 or not {*names} <= {*PAYOFFS}:
+        raise ValueError(f"no game {args.env_id!r}: {', '.join(PAYOFFS)}, two as A-B, or your own payoffs")
+    return np.array([PAYOFFS[names[0]], np.transpose(PAYOFFS[names[-1]])], dtype=np.float64)
 
 
 class MatrixGame:

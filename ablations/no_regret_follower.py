@@ -50,7 +50,7 @@ class Args:
     """folder that the run's own folder is made in"""
 
     env_id: str = "table3"
-    """table3: the 12 games of the paper's Table 3, side by side; one of them by its name; or a name for your own"""
+    """table3: the paper's 12 games, side by side; ordinal: all 144; one of them by its name, or a name for your own"""
     leader_payoff: tuple[float, ...] = ()
     """your own game: the leader's payoffs, row by row (row = leader's action, column = follower's action)"""
     follower_payoff: tuple[float, ...] = ()
@@ -90,16 +90,18 @@ class Args:
             raise ValueError("--rounds must be one or more different numbers")
         if self.batch_episodes < 2 or self.num_episodes < self.batch_episodes:
             raise ValueError("--batch-episodes must be at least 2, and --num-episodes hold a batch")
-        payoffs = self.leader_payoff, self.follower_payoff
+        ordinal = {a if a == b else f"{a}-{b}": (a, b) for a in PAYOFFS for b in PAYOFFS}
+        payoffs, sets = (self.leader_payoff, self.follower_payoff), {"table3": {*PAYOFFS}, "ordinal": {*ordinal}}
         if payoffs == ((), ()):
-            if self.env_id not in ("table3", *PAYOFFS):
-                raise ValueError(f"no game {self.env_id!r}: choose from table3, {', '.join(PAYOFFS)}, or give your own")
-            names = PAYOFFS if self.env_id == "table3" else [self.env_id]
-            games = {name: (np.ravel(PAYOFFS[name]), np.transpose(PAYOFFS[name]).ravel()) for name in names}
+            names = sets.get(self.env_id, {self.env_id})
+            if not names <= {*ordinal}:
+                raise ValueError(f"no game {self.env_id!r}: {', '.join((*sets, *PAYOFFS))}, A-B, or your own payoffs")
+            pairs = {name: pair for name, pair in ordinal.items() if name in names}
+            games = {name: (np.ravel(PAYOFFS[a]), np.transpose(PAYOFFS[b]).ravel()) for name, (a, b) in pairs.items()}
         else:
             if not all(len(payoff) == 4 and np.abs(payoff).max() < 1e30 for payoff in payoffs):
                 raise ValueError("--leader-payoff and --follower-payoff must be four numbers each, row by row")
-            self.env_id = "custom" if self.env_id in ("table3", *PAYOFFS) else self.env_id
+            self.env_id = "custom" if self.env_id in (*sets, *ordinal) else self.env_id
             games = {self.env_id: payoffs}
         self.games = {name: MatrixGame(*payoff, self.num_steps) for name, payoff in games.items()}
 

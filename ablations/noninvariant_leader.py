@@ -16,9 +16,8 @@ leader be invariant, that is answer as it plays. Here one arm's leader also obse
 In a minute you should see that with the bit the leader answers tit-for-tat, defects in play and gets 0.00 per step.
 This is more than -0.80, the optimum of deterministic memory-1 leaders against stationary followers, and no equilibrium:
 a best response to how it plays would give the follower 1.00 more. Without the bit, leaders get the optimum, and the
-follower has nothing to regret. The trick lives on a reply to tit-for-tat that always cooperates. Chance gives it to 6
-of 10 meta-followers, whose leaders all play the trick; the other 4 avenge a defection, and 2 to 4 of their leaders stay
-at the optimum.
+follower has nothing to regret. The trick needs a reply to tit-for-tat that always cooperates. Chance gives it to 6 of
+10 meta-followers, whose leaders all play it; the other 4 avenge a defection, and 2 to 4 leaders stay at the optimum.
 
 The paper's text has five queries and a bit that is 0 in them; the authors' code (mgerstgrasser/oracles_and_followers,
 commit e98db77) has three, as each player recalls one action of the other's, and the bit 1. The meaning is the same.
@@ -58,7 +57,7 @@ class Args:
 
     env_id: str = "prisoners_dilemma"
     """a game of the paper's Table 3: prisoners_dilemma, stag_hunt, assurance, coordination, mixedharmony, harmony,
-    noconflict, deadlock, prisoners_delight, hero, battle or chicken"""
+    noconflict, deadlock, prisoners_delight, hero, battle or chicken; or two of them as A-B"""
     num_seeds: int = 10
     """leaders (and meta-followers) trained side by side in each arm; their seeds are seed, seed + 1, ..."""
     arm: Literal["both", "invariant", "noninvariant"] = "both"
@@ -85,11 +84,12 @@ class Args:
             for value in np.ravel(values).tolist():
                 if type(value) in (int, float) and not (0 < value < math.inf or (value == 0 and flag == "seed")):
                     raise ValueError(f"--{flag.replace('_', '-')} must be positive, got {value}")
-        if self.env_id not in PAYOFFS:
-            raise ValueError(f"no game {self.env_id!r}: choose from {', '.join(PAYOFFS)}")
+        names = self.env_id.split("-")
+        if len(names) > 2 or not {*names} <= {*PAYOFFS}:
+            raise ValueError(f"no game {self.env_id!r}: choose from {', '.join(PAYOFFS)}, or two of them as A-B")
         if not self.learning_rates:
             raise ValueError("--learning-rates must be one or more numbers")
-        self.game = MemoryGame(PAYOFFS[self.env_id], np.transpose(PAYOFFS[self.env_id]), self.num_steps)
+        self.game = MemoryGame(PAYOFFS[names[0]], np.transpose(PAYOFFS[names[-1]]), self.num_steps)
         self.seeds = range(self.seed, self.seed + self.num_seeds)
         self.arms = ["invariant", "noninvariant"] if self.arm == "both" else [self.arm]
 

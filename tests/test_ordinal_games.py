@@ -1,9 +1,11 @@
 """benchmark/results/ordinal_games.csv: all optima once more, by playing all pairs of tables in plain Python."""
 
+import importlib
 import itertools
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -91,6 +93,35 @@ def test_equilibria_without_commitment(solved):
             assert found["nash_value_worst"] == pytest.approx(min(nash)[0] / 10)
         else:
             assert pd.isna(found["nash_value"]) and pd.isna(found["nash_value_worst"])
+
+
+SCRIPTS = "stackelberg_ppo_matrix stackelberg_pg_matrix stackelberg_dqn_matrix replay_follower_matrix es_md_matrix"
+SCRIPTS += (
+    " ppo_qlearning_matrix recurrent_follower_matrix no_regret_follower hindsight_follower mixed_commitment_matrix"
+)
+
+
+@pytest.mark.parametrize("name", SCRIPTS.split())
+def test_every_script_takes_the_games_by_name(name):
+    script = importlib.import_module(name)
+    for env_id in ("battle", "assurance-battle"):
+        args = script.Args(env_id=env_id)
+        if hasattr(args, "payoffs"):
+            payoffs = args.payoffs
+        else:
+            game = args.games[env_id] if hasattr(args, "games") else args.game
+            payoffs = [game.payoff(player, game.reward[player]) for player in (0, 1)]
+        np.testing.assert_allclose(np.ravel(payoffs), GAMES.loc[env_id, ordinal_games.CELLS].astype(float))
+    for wrong in ("battle-chess", "battle-", "battle-hero-chicken"):
+        with pytest.raises(ValueError, match="no game"):
+            script.Args(env_id=wrong)
+
+
+def test_the_exact_solver_and_the_board_of_the_no_regret_follower_have_them_too():
+    exact, no_regret = map(importlib.import_module, ("exact_stackelberg", "no_regret_follower"))
+    payoffs = exact.payoffs_of(exact.Args(env_id="assurance-battle"))
+    assert payoffs.ravel().tolist() == GAMES.loc["assurance-battle", ordinal_games.CELLS].tolist()
+    assert list(no_regret.Args(env_id="ordinal").games) == list(GAMES.index)
 
 
 def test_the_file_is_what_the_command_writes():

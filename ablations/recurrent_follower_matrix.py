@@ -14,7 +14,7 @@ against random leaders and then frozen. A leader's trial is some episodes for th
 
 What the greedy follower misses in each episode of a trial, against each of the 32 leaders, is exact. You should see it
 fall from one to the next. A second leader has one bit, whether the episode is paid for. It is not invariant (Appendix
-B): it pretends to be another. No query is asked; millions of steps are played to learn to do without.
+B): it pretends to be another. No query is asked; more than a million steps are played to learn to do without.
 """
 
 import itertools

@@ -12,8 +12,8 @@ against random leaders and then frozen. A leader's trial is some episodes for th
     python ablations/recurrent_follower_matrix.py
     python ablations/recurrent_follower_matrix.py --env-id chicken --seed 2
 
-What the greedy follower misses in each episode of a trial, against each of the 32 leaders, is exact. A second
-leader knows whether the episode is paid for. It is not invariant (Appendix B): it pretends to be another.
+What the greedy follower misses in each episode of a trial, against each of the 32 leaders, is exact: it should fall. A
+second leader knows whether the episode is paid for. It is not invariant (Appendix B): it pretends to be another.
 """
 
 import itertools

@@ -541,17 +541,18 @@ def recurrent(results_dir: Path):
     middle.axvline(0, zorder=1, **OPTIMUM)
     middle.set_yticks(range(len(games)), [title_of(game) for game in games], fontsize=7)
     middle.set(title="leader's return less the optimum", xlabel="payoff per game step", ylim=(len(games) - 0.5, -0.5))
-    bars = {"GRU:\npre-training": (invariant["follower_steps"].max(), BLUE)}
+    bars = {"pre-training: GRU": (invariant["follower_steps"].max(), BLUE)}
     if (results_dir / "fig1_runs.csv").is_file():
         queries = pick(load(results_dir, "fig1_runs", "script", "follower_steps"), script="stackelberg_ppo_matrix")
-        bars["5 queries:\npre-training"] = queries["follower_steps"].max(), SKY
-    bars |= {"GRU: a leader's\ntrial": (10 * len(regrets), BLUE), "5 queries: a\nleader's episode": (15, SKY)}
-    for x, (steps, color) in enumerate(bars.values()):
-        right.bar(x, steps, 0.7, color=color)
-        right.text(x, steps, f"{steps:,.0f}", ha="center", va="bottom", fontsize=7)
-    right.set_xticks(range(len(bars)), bars, fontsize=6.5)
-    right.set(title="combined steps: pre-training is\na setting, not a finding", yscale="log", ylim=(1, 2e7))
-    right.grid(axis="x", visible=False)
+        bars["pre-training: 5 queries"] = queries["follower_steps"].max(), SKY
+    bars |= {"a leader's trial: GRU": (10 * len(regrets), BLUE), "its episode: 5 queries": (15, SKY)}
+    for y, (steps, color) in enumerate(bars.values()):
+        right.barh(y, steps, 0.7, color=color)
+        right.text(1.2 * steps, y, f"{steps:,.0f}", va="center", fontsize=7)
+    right.set_yticks(range(len(bars)), bars, fontsize=7)
+    right.set(title="combined steps; pre-training:\na setting, not a finding", xscale="log", xlim=(1, 3e8))
+    right.set_ylim(len(bars) - 0.5, -0.5)
+    right.grid(axis="y", visible=False)
     entries = [("leader that keeps to one table", {"color": BLUE, "marker": "o", "linestyle": ""})]
     entries += [("leader with a clock, which pretends", {"color": ORANGE, "marker": "o", "linestyle": ""})]
     hollow = {"color": GREY, "marker": "o", "linestyle": "", "markerfacecolor": "none"}

@@ -237,7 +237,7 @@ def test_result_and_own_game(run, tmp_path):
         (("--rounds",), "--rounds must be one or more different numbers"),
         (("--batch-episodes", 1), "--batch-episodes must be at least 2"),
         (("--num-episodes", 31), "--num-episodes hold a batch"),
-        (("--env-id", "poker"), "choose from table3, prisoners_dilemma"),
+        (("--env-id", "poker"), "no game 'poker': table3, ordinal, prisoners_dilemma"),
         (("--leader-payoff", 1, 2, 3, 4), "must be four numbers each"),
         (("--reply", "best"), "--reply"),
     ],

@@ -193,7 +193,7 @@ def test_a_diverged_follower_says_what_to_lower(run, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--env-id", "poker"), "choose from prisoners_dilemma"),
+        (("--env-id", "poker"), "no game 'poker': prisoners_dilemma, stag_hunt"),
         (("--leader-payoff", 1, 2, 3), "four numbers each"),
         (("--trial-episodes", 0), "--trial-episodes must be positive"),
         (("--follower-first-weight", -1), "--follower-first-weight must be positive"),

@@ -37,7 +37,7 @@ class Args:
     jobs: int = os.cpu_count() or 1
     """runs at a time"""
     only: str = ""
-    """settings to run, by a part of their name; the CSV holds what is finished of all"""
+    """settings to run, by a part of their name; the CSV keeps the rows of other runs"""
     run_dir: str = "runs/benchmark"
     """folder that every run's own folder is made in"""
     results_dir: str = str(ROOT / "benchmark/results")
@@ -123,6 +123,15 @@ def solve_random(path: Path) -> None:
     for number in tqdm(numbers, desc="optima", disable=None):
         rows.append(optima_of(number))
         write_csv(str(path), pd.DataFrame(rows))
+
+
+def beside_older(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Returns the rows of runs together with those that a CSV has of other runs, in the order of the settings."""
+    key, order = ["games", "setting", "env_id", "seed"], list(SETTINGS)
+    older = [pd.read_csv(path)] if path.exists() else []
+    table = pd.concat([*older, table]).drop_duplicates(key, keep="last")
+    place = [order.index(setting) for setting in zip(table["games"], table["setting"], strict=True)]
+    return table.iloc[np.argsort(place, kind="stable")]
 
 
 # -------------------------------------------------------------------------------------------------------- the figures
@@ -215,8 +224,9 @@ def main(args: Args) -> int:
                 failed = True
                 print(f"failed: {run.name} ({how_it_ended})", file=sys.stderr)
         paths = [(setting, result_of(run, args.run_dir)) for setting in SETTINGS for run in runs_of(*setting)]
-        table = pd.DataFrame([row_of(*setting, path) for setting, path in paths if path])
-        write_csv(str(results_dir / "mixed_runs.csv"), table)
+        table, file = pd.DataFrame([row_of(*setting, path) for setting, path in paths if path]), "mixed_runs.csv"
+        table = beside_older(table, results_dir / file)
+        write_csv(str(results_dir / file), table)
         table["miss"] = (table["stackelberg_value_guaranteed"] - table["leader_return_guaranteed"]) / table["scale"]
         groups = table.groupby(["games", "setting"], sort=False)[["miss", "combined_steps"]]
         print(groups.agg(["size", "median", "max"]).to_string())

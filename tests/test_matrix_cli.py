@@ -278,6 +278,8 @@ def wandb_records(path):
 
 def test_wandb_records_every_point_once(any_script, tmp_path):
     """An offline run holds each point of the event files once; the run's own folder holds none of W&B's files."""
+    if any_script.__name__ in MATRIX_SCRIPTS[1:]:
+        pytest.skip("what it logs, and how, is the first script's in the same words (test_shared_blocks.py)")
     flags = SHORT if any_script.__name__ in MATRIX_SCRIPTS else QUICK[any_script.__name__]
     environment = os.environ | {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
     command = [sys.executable, any_script.__file__, "--track", *map(str, flags)]

@@ -192,7 +192,7 @@ def mixed_atlas(results_dir: Path):
     cells = cells.reindex([a if a == b else f"{a}-{b}" for a in GAMES for b in GAMES])  # hatched: not run
     figure, axes = plt.subplots(1, 2, figsize=(9.6, 5.2), sharey=True)
     gain = cells["stackelberg_value_guaranteed"] - cells["stackelberg_value_pessimistic"]
-    image = board(axes[0], gain, "cividis_r", 0, 1, lambda x: f"{x:.1f}" if x > 0.02 else "")
+    image = board(axes[0], gain, "cividis_r", 0, 1.3, lambda x: f"{x:.1f}" if x > 0.02 else "")
     axes[0].set_title("what mixing adds to what a leader is guaranteed")
     figure.colorbar(image, ax=axes[0], shrink=0.5, label="per step")
     miss = cells["stackelberg_value_guaranteed"] - cells["leader_return_guaranteed"]

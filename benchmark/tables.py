@@ -383,7 +383,7 @@ def mixed() -> str:
     """Leaders that mix: how near their guaranteed return comes to the most that can be guaranteed."""
     runs = load("mixed_runs")
     names = {"dilemma": "prisoner's dilemma", "table3": "Table 3", "ordinal": "the other 132 ordinal games"}
-    names["others"] = "the other 11 of Table 3"
+    names["others"] = "others of Table 3, seed 1"
     names |= {"one-shot 3x3": "random one-shot 3 x 3"}
     rows = []
     for family, setting in dict.fromkeys(zip(runs["games"], runs["setting"], strict=True)):

@@ -5,9 +5,9 @@
     python benchmark/hindsight.py --draw-only
 
 benchmark/results/hindsight_runs.csv has one row per run, written as soon as it is finished. A run whose row is there,
-by the same version of hindsight_follower.py (`source`, the beginning of its SHA-256), is not repeated, whatever is in the
-folder of runs; rows of another version stay until their runs are asked for again. Settings that only the figure needs
-have one seed.
+by the same version of hindsight_follower.py (`source`, the beginning of its SHA-256), is not repeated, whatever is in
+the folder of runs; rows of another version stay until their runs are asked for again. Settings that only the figure
+needs have one seed.
 
 Random games start with number 5,000, and only those are taken that are hard: in which the best leader that always plays
 one action loses more than 0.05 of the scale (a third of the range of its payoffs). Settings were chosen on games below

@@ -65,12 +65,12 @@ GREY = "#777777"
 
 # script: name, colour, line, marker; in this order in every legend
 METHODS = {
-    "replay_follower_matrix": ("Meta-RL by replay, PPO leader", PINK, "-", "D"),
     "stackelberg_ppo_matrix": ("Meta-RL, PPO leader", BLUE, "-", "o"),
     "stackelberg_pg_matrix": ("Meta-RL, PG leader", SKY, (0, (3, 1)), "^"),
     "stackelberg_dqn_matrix": ("Meta-RL, DQN leader", GREEN, (0, (2, 2)), "v"),
     "ppo_qlearning_matrix": ("PPO + Q-learning", ORANGE, "-", "s"),
     "es_md_matrix": ("ES-MD", BLACK, "--", "P"),
+    "replay_follower_matrix": ("replay (a former script, commit 123dc58)", PINK, "-", "D"),
 }
 GAMES = ("prisoners_dilemma", "stag_hunt", "assurance", "coordination", "mixedharmony", "harmony")
 GAMES += ("noconflict", "deadlock", "prisoners_delight", "hero", "battle", "chicken")

@@ -85,8 +85,7 @@ class Args:
 # ------------------------------------------------------------------------------------------------- the figures' runs
 GAMES = ("prisoners_dilemma", "stag_hunt", "assurance", "coordination", "mixedharmony", "harmony")
 GAMES += ("noconflict", "deadlock", "prisoners_delight", "hero", "battle", "chicken")
-META_RL = ("stackelberg_ppo_matrix", "stackelberg_pg_matrix", "stackelberg_dqn_matrix", "replay_follower_matrix")
-OTHER_METHODS = ("ppo_qlearning_matrix", "es_md_matrix")
+META_RL = ("stackelberg_ppo_matrix", "stackelberg_pg_matrix", "stackelberg_dqn_matrix")
 
 # script: flags of its small version; scripts whose runs are long come first, because they are started first
 QUICK_META_RL = {"follower_timesteps": 5250, "total_timesteps": 10_000, "verification_iterations": 1}
@@ -105,7 +104,6 @@ QUICK = {
     "es_md_matrix": {"population": 32, "total_timesteps": 1_500_000, "evaluation_followers": 4},
     "leader_reward_during_learning": {"total_timesteps": 440},
     "continuous_follower": {"total_timesteps": 5500},
-    "replay_follower_matrix": {"total_timesteps": 4000, "verification_iterations": 1},
 }
 
 
@@ -255,8 +253,9 @@ LABELS |= {"fig6": ["learning_rate", "adam_eps", "arm"], "theorem2": ["arm", "q_
 LABELS["recurrent"] = ["env_id", "leader"]
 LABELS |= {figure: ["script", "env_id"] for figure in ("fig1", "fig8", "es_md")}
 
-METHODS = {"replay_follower_matrix": "replay", "stackelberg_ppo_matrix": "PPO", "stackelberg_pg_matrix": "PG"}
-METHODS |= {"stackelberg_dqn_matrix": "DQN", "ppo_qlearning_matrix": "PPO + Q-learning", "es_md_matrix": "ES-MD"}
+METHODS = {"stackelberg_ppo_matrix": "PPO", "stackelberg_pg_matrix": "PG", "stackelberg_dqn_matrix": "DQN"}
+METHODS |= {"ppo_qlearning_matrix": "PPO + Q-learning", "es_md_matrix": "ES-MD"}
+METHODS["replay_follower_matrix"] = "replay (at 123dc58)"  # the rows of a script that is no longer here
 
 
 def thin(curve: pd.DataFrame) -> pd.DataFrame:
@@ -332,11 +331,11 @@ def write_csv(path: str, rows: pd.DataFrame) -> None:
     os.replace(f"{path}.tmp", path)
 
 
-def beside_others(rows: pd.DataFrame, path: str, scripts: tuple[str, ...]) -> pd.DataFrame:
-    """Returns rows of these scripts together with those that a CSV holds of others, in the order of Figure 1."""
+def beside_others(rows: pd.DataFrame, path: str) -> pd.DataFrame:
+    """Returns rows of some scripts together with those that a CSV holds of others, in the order of METHODS."""
     others = pd.read_csv(path) if os.path.exists(path) else rows[:0]
-    rows, order = pd.concat([rows, others[~others["script"].isin(scripts)]]), [*META_RL, *OTHER_METHODS]
-    return rows.sort_values("script", key=lambda column: column.map(order.index), kind="stable")
+    rows = pd.concat([rows, others[~others["script"].isin(rows["script"])]])
+    return rows.sort_values("script", key=lambda column: column.map(list(METHODS).index), kind="stable")
 
 
 def summarise(figure: str, ends: pd.DataFrame) -> pd.DataFrame:
@@ -386,9 +385,8 @@ def make_results(figure: str, runs: list[Run], args: Args) -> bool:
     if tables:
         points, ends = (pd.concat(parts) for parts in zip(*tables, strict=True))
         prefix = f"{args.results_dir}/{'fig1_es_md' if figure == 'es_md' else figure}"
-        if args.scripts and "script" in ends:
-            points = beside_others(points, f"{prefix}.csv", args.scripts)
-            ends = beside_others(ends, f"{prefix}_runs.csv", args.scripts)
+        if "script" in ends:
+            points, ends = beside_others(points, f"{prefix}.csv"), beside_others(ends, f"{prefix}_runs.csv")
         summary = summarise(figure, ends)
         write_csv(f"{prefix}.csv", points)
         write_csv(f"{prefix}_summary.csv", summary)

@@ -64,6 +64,8 @@ def methods() -> str:
     """All games of Figure 1 together, by method."""
     runs = load("fig1_runs")
     rows = [[name, *arrivals(pick(runs, script=script))] for script, name in run.METHODS.items()]
+    hindsight = pick(load("hindsight_runs"), games="table3", learner="planning")["steps_to_converge"]
+    rows.insert(0, ["hindsight, planning", "", f"{hindsight.notna().sum()}/{len(hindsight)} {steps(hindsight)}"])
     return markdown(["method", "as it explores: runs at the optimum, median steps", "greedy: runs, steps"], rows)
 
 
@@ -130,17 +132,6 @@ def dqn_targets() -> str:
         regrets = (some["stackelberg_value"] - some["leader_return_greedy"]).map(lambda x: number(x, 1))
         rows.append([name, *(", ".join(regrets[some["env_id"] == game]) for game in games)])
     return markdown(["target", *games], rows)
-
-
-def replay() -> str:
-    """The replay follower with ten seeds, beside PPO with a follower that learns by policy gradient."""
-    runs, ppo = pick(load("variants"), setting="replay"), pick(load("fig1_runs"), script="stackelberg_ppo_matrix")
-    rows = []
-    for game in [*run.GAMES, "all"]:
-        some, others = (x if game == "all" else pick(x, env_id=game) for x in (runs, ppo))
-        rows.append([game, *arrivals(some), f"{some['steps_to_converge'].max():,.0f}", *arrivals(others)])
-    header = ["game", "as it explores: runs, median steps", "greedy: runs, median steps", "greedy: most steps"]
-    return markdown([*header, "PPO with the policy-gradient follower: exploring", "greedy"], rows)
 
 
 def misses() -> str:
@@ -519,20 +510,8 @@ def diff_md() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
-        *(
-            methods,
-            misses,
-            budget,
-            held_out,
-            fig1,
-            authors,
-            dqn_targets,
-            replay,
-            commitments,
-            clock,
-            pomdp_values,
-            verification,
-        ),
+        *(methods, misses, budget, held_out, fig1, authors, dqn_targets),
+        *(commitments, clock, pomdp_values, verification),
         *(fig2, fig2_responses),
         *(fig3, fig4, fig5, fig6, ppo_qlearning, es_md, theorem2),
         *(mixed, mixed_queries, mixed_classes, mixed_gains),

@@ -4,7 +4,6 @@
 
 - the authors' settings (mgerstgrasser/oracles_and_followers, commit e98db77) where Table 4 is silent: PPO, PG, DQN
 - DQN's targets: one step, and the whole episode
-- the replay follower with ten seeds
 - one flag of an ablation changed, where ablations/README.md says what comes of it
 
 Runs are executed as those of `run.py` are: an interrupted command goes on where it stopped.
@@ -61,7 +60,6 @@ SETTINGS = {
     "dqn one step": ("stackelberg_dqn_matrix", PAPER_FOLLOWER | EVERY_STEP | {"n_step": 1}, 5, TWO_GAMES),
     "dqn 5 steps": ("stackelberg_dqn_matrix", PAPER_FOLLOWER | EVERY_STEP, 5, TWO_GAMES),
     "dqn whole episode": ("stackelberg_dqn_matrix", PAPER_FOLLOWER | EVERY_STEP | {"n_step": 0}, 5, TWO_GAMES),
-    "replay": ("replay_follower_matrix", {}, 10, GAMES),
     "ppo_qlearning zero start": ("ppo_qlearning_matrix", {"q_init": 0.0}, 3, GAMES),
     "es_md paid afterwards": ("es_md_matrix", {"reward_during_learning": False}, 3, GAMES),
     "hidden dqn 0.001": ("hidden_queries", {"leader": "dqn", "learning_rate": 0.001}, None, None),

@@ -7,9 +7,7 @@ import pytest
 import torch
 import tyro
 
-# The paper's follower, then ours.
-PAPER_SCRIPTS = ["stackelberg_ppo_matrix", "stackelberg_pg_matrix", "stackelberg_dqn_matrix"]
-MATRIX_SCRIPTS = [*PAPER_SCRIPTS, "replay_follower_matrix"]
+MATRIX_SCRIPTS = ["stackelberg_ppo_matrix", "stackelberg_pg_matrix", "stackelberg_dqn_matrix"]
 
 # a budget of a second in which every script's leader takes gradient steps
 SHORT = ("--follower-timesteps", 1050, "--follower-batch-size", 105, "--total-timesteps", 8000)

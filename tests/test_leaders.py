@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import PAPER_SCRIPTS, SHORT, best_replies, exact_returns, parse
+from conftest import MATRIX_SCRIPTS, SHORT, best_replies, exact_returns, parse
 
 FOLLOWER_STEPS = 105  # of one batch; these tests train leaders, against the exact follower
 
@@ -119,7 +119,7 @@ EXPLORERS = {
 }
 
 
-@pytest.mark.parametrize("name", PAPER_SCRIPTS)
+@pytest.mark.parametrize("name", MATRIX_SCRIPTS)
 def test_leaders_play_as_they_answered_and_explore_by_whole_tables(name):
     """In every episode of every environment, each action of the game is the answer to its observation's query."""
     script = importlib.import_module(name)
@@ -130,7 +130,7 @@ def test_leaders_play_as_they_answered_and_explore_by_whole_tables(name):
     assert all(len(set(column)) > 3 for column in tables.T)  # and so do the episodes of one
 
 
-@pytest.mark.parametrize("name", PAPER_SCRIPTS[:2])
+@pytest.mark.parametrize("name", MATRIX_SCRIPTS[:2])
 def test_leaders_may_draw_every_action_afresh(name):
     script = importlib.import_module(name)
     contexts, observations, played = play_of(script, explore="action", **EXPLORERS[name])
@@ -170,7 +170,7 @@ def test_dqn_needs_a_gradient_step(dqn, capsys):
     parse(dqn, "--total-timesteps", 58_000)
 
 
-@pytest.mark.parametrize("name", PAPER_SCRIPTS)
+@pytest.mark.parametrize("name", MATRIX_SCRIPTS)
 def test_flags_that_may_be_zero_and_flags_that_may_not(name):
     script = importlib.import_module(name)
     may_be_zero = {"n_step", "learning_starts", "adam_eps", "ent_coef", "follower_baseline_rate", "follower_ent_coef"}
@@ -207,7 +207,7 @@ def test_pg_ends_at_once_when_its_loss_is_not_finite(pg):
 def short_runs(tmp_path_factory):
     """The result and model.pt of a short run of each script with the paper's follower, with one seed."""
     runs = {}
-    for name in PAPER_SCRIPTS:
+    for name in MATRIX_SCRIPTS:
         folder = tmp_path_factory.mktemp(name)
         script = importlib.import_module(name)
         flags = ["--env-id", "hero", "--seed", 3, *SHORT, "--run-dir", folder, "--save-model"]
@@ -223,7 +223,7 @@ def test_one_seed_pretrains_one_follower_in_every_script(short_runs):
     assert len(regrets) == 1
 
 
-@pytest.mark.parametrize(("saved_by", "used_by"), list(itertools.permutations(PAPER_SCRIPTS, 2)))
+@pytest.mark.parametrize(("saved_by", "used_by"), list(itertools.permutations(MATRIX_SCRIPTS, 2)))
 def test_a_follower_of_one_script_serves_another(short_runs, saved_by, used_by, tmp_path):
     """Given another script's follower of the same seed, a run ends as it does with its own."""
     script = importlib.import_module(used_by)

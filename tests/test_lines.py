@@ -19,7 +19,6 @@ LIMITS = {
     "stackelberg_dqn_matrix": 581,
     "stackelberg_ppo_atari_trade": 918,
     "theorem2_divergence": 480,
-    "replay_follower_matrix": 540,
     "hidden_queries": 430,
     "noninvariant_leader": 430,
     "leader_reward_during_learning": 430,

@@ -1,6 +1,7 @@
 """The command line, the files of a run and what is promised about them."""
 
 import ast
+import importlib
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import MATRIX_SCRIPTS, PAPER_SCRIPTS, QUICK, SHORT, exact_returns, parse
+from conftest import MATRIX_SCRIPTS, QUICK, SHORT, exact_returns, parse
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto.wandb_internal_pb2 import Record
 
@@ -120,15 +121,12 @@ def test_wrong_input_in_a_terminal_of_its_own(any_script, tmp_path):
 
 
 def test_a_diverged_run_says_what_to_lower_and_leaves_no_result(script, run, tmp_path):
-    """A leader with a value diverges; policy gradients alone saturate (test_leaders, test_replay_follower)."""
+    """A leader with a value diverges; policy gradients alone saturate (test_leaders)."""
     if script.__name__ in ("stackelberg_ppo_matrix", "stackelberg_dqn_matrix"):
         with pytest.raises(SystemExit, match=r"leader's training diverged: lower --learning-rate"):
             run(*SHORT, "--learning-rate", 1e30)
-    follower_flag = ("--follower-baseline-rate", 1000)
-    if script.__name__ not in PAPER_SCRIPTS:
-        follower_flag = ("--follower-gamma", 1.5)
     with pytest.raises(SystemExit, match=r"follower's training diverged: lower --follower-learning-rate"):
-        run(*follower_flag)
+        run("--follower-baseline-rate", 1000)
     assert list(tmp_path.glob("runs/*")) and not list(tmp_path.glob("runs/*/result.json"))
 
 
@@ -198,7 +196,7 @@ def test_tiny_payoffs_get_the_verdict_of_their_game(script, run):
         results.append(run(*SHORT, *payoffs))
     (result, printed), (tiny, tiny_printed) = results
     verdicts = ["custom: NOT a Stackelberg equilibrium" in text for text in (printed, tiny_printed)]
-    assert verdicts == 2 * [script.__name__ in PAPER_SCRIPTS]
+    assert verdicts == [True, True]
     assert tiny["steps_to_converge"] == result["steps_to_converge"]
     assert tiny["leader_policy"] == result["leader_policy"]
     for key in ("leader_regret", "follower_regret", "leader_return"):
@@ -276,13 +274,16 @@ def wandb_records(path):
             parts = b""
 
 
-def test_wandb_records_every_point_once(any_script, tmp_path):
+# Scripts whose event files W&B's records are compared with, which takes seconds: one curve, or several in folders
+TRACKED = ["stackelberg_ppo_matrix", "theorem2_divergence", "hidden_queries"]
+
+
+@pytest.mark.parametrize("name", TRACKED)
+def test_wandb_records_every_point_once(name, tmp_path):
     """An offline run holds each point of the event files once; the run's own folder holds none of W&B's files."""
-    if any_script.__name__ in MATRIX_SCRIPTS[1:]:
-        pytest.skip("what it logs, and how, is the first script's in the same words (test_shared_blocks.py)")
-    flags = SHORT if any_script.__name__ in MATRIX_SCRIPTS else QUICK[any_script.__name__]
+    flags = SHORT if name in MATRIX_SCRIPTS else QUICK[name]
     environment = os.environ | {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
-    command = [sys.executable, any_script.__file__, "--track", *map(str, flags)]
+    command = [sys.executable, importlib.import_module(name).__file__, "--track", *map(str, flags)]
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
     (folder,) = [path for path in tmp_path.glob("runs/*") if path.name != "wandb"]
@@ -297,6 +298,17 @@ def test_wandb_records_every_point_once(any_script, tmp_path):
         names += [item.key or "/".join(item.nested_key) for item in record.history.item]
     recorded = sum("charts/" in name or "losses/" in name for name in names)
     assert points > 20 and recorded == points
+
+
+def test_every_script_tracks_in_the_same_words(any_script):
+    """W&B records what is written after its start: so does every script, if those of TRACKED do."""
+    sources = [Path(importlib.import_module(name).__file__).read_text() for name in (*TRACKED, any_script.__name__)]
+    start, end = "    if args.track:\n", "sync_tensorboard=True, save_code=True)\n"
+    for source in sources:
+        tracking, _, after = source.partition(start)[2].partition(end)
+        assert tracking == sources[0].partition(start)[2].partition(end)[0]
+        before = source.partition(start)[0]
+        assert "SummaryWriter(" in after and "SummaryWriter(" not in before and after.count("args.track") == 0
 
 
 def imports(source):

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import MATRIX_SCRIPTS, PAPER_SCRIPTS, best_replies, exact_returns, parse
+from conftest import MATRIX_SCRIPTS, best_replies, exact_returns, parse
 from test_matrix_game import GAMES, OPTIMA, brute_force
 
 from benchmark import variants
@@ -196,7 +196,7 @@ def paper_settings(script):
     return {flag: value for flag, value in dataclasses.asdict(args).items() if value != defaults[flag]}
 
 
-@pytest.mark.parametrize("name", PAPER_SCRIPTS)
+@pytest.mark.parametrize("name", MATRIX_SCRIPTS)
 def test_the_papers_settings_are_one_command_in_the_help(name):
     script = importlib.import_module(name)
     assert paper_settings(script) == variants.SETTINGS[f"{name.split('_')[1]} authors"][1]
@@ -219,7 +219,7 @@ def within_bounds(name, steps, exploring):
     )
 
 
-@pytest.mark.parametrize("name", PAPER_SCRIPTS)
+@pytest.mark.parametrize("name", MATRIX_SCRIPTS)
 def test_the_committed_runs_of_figure_1_meet_the_bounds(name):
     runs = pd.read_csv(f"{variants.ROOT}/benchmark/results/fig1_runs.csv")
     runs = runs[runs["script"] == name].fillna({"steps_to_converge": np.inf, "steps_to_converge_exploring": np.inf})
@@ -265,7 +265,7 @@ def acceptance_runs(script, run_dir, settings):
 
 
 @pytest.mark.acceptance
-@pytest.mark.parametrize("name", PAPER_SCRIPTS)
+@pytest.mark.parametrize("name", MATRIX_SCRIPTS)
 def test_all_games_and_seeds(name, tmp_path, capsys):
     """Defaults, with the bounds they are held to, and beside them the authors' settings."""
     script = importlib.import_module(name)

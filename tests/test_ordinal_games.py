@@ -95,7 +95,7 @@ def test_equilibria_without_commitment(solved):
             assert pd.isna(found["nash_value"]) and pd.isna(found["nash_value_worst"])
 
 
-SCRIPTS = "stackelberg_ppo_matrix stackelberg_pg_matrix stackelberg_dqn_matrix replay_follower_matrix es_md_matrix"
+SCRIPTS = "stackelberg_ppo_matrix stackelberg_pg_matrix stackelberg_dqn_matrix es_md_matrix"
 SCRIPTS += (
     " ppo_qlearning_matrix recurrent_follower_matrix no_regret_follower hindsight_follower mixed_commitment_matrix"
 )

@@ -27,8 +27,7 @@ sys.path[:0] = [str(ROOT / "ablations"), str(ROOT / "benchmark")]
 
 import mixed_commitment_matrix as mixed  # noqa: E402
 import plot  # noqa: E402
-from plot import BLACK, BLUE, DASHED, GAMES, GREEN, GREY, ORANGE, RED  # noqa: E402
-from plot_batch import board  # noqa: E402
+from plot import BLACK, BLUE, DASHED, GAMES, GREEN, GREY, ORANGE, RED, board  # noqa: E402
 from run import Run, result_of, run_in_processes, write_csv  # noqa: E402
 
 

@@ -23,11 +23,13 @@ import numpy as np
 import pandas as pd
 import tyro
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 Figure = Literal[
-    *("fig1", "fig1_steps", "fig2", "fig3", "fig4", "fig5", "fig6", "fig8", "theorem2", "es_md", "recurrent", "all"),
+    *("fig1", "fig1_steps", "fig2", "fig3", "fig4", "fig5", "fig6", "fig8", "theorem2", "es_md", "recurrent"),
+    *("league", "league_boards", "league_games", "all"),
 ]
 
 
@@ -35,7 +37,8 @@ Figure = Literal[
 class Args:
     figures: tyro.conf.Positional[tuple[Figure, ...]] = ("all",)
     """figures of the paper; fig1_steps: how many steps each method takes to the optimum; es_md: the learning curves of
-    evolution strategies; recurrent: a follower without queries; all: those for which there are CSVs"""
+    evolution strategies; recurrent: a follower without queries; league: every method on all 144 ordinal games, with
+    league_boards and league_games; all: those for which there are CSVs"""
     results_dir: Annotated[str, tyro.conf.arg(name="from")] = str(ROOT / "benchmark/results")
     """folder with the CSVs"""
     figures_dir: Annotated[str | None, tyro.conf.arg(name="to")] = None
@@ -45,10 +48,12 @@ class Args:
         missing = [name for name in FIGURES if not Path(self.results_dir, f"{source(name)}.csv").is_file()]
         for name in self.figures:
             if name in missing:
-                command = f"python benchmark/run.py {name.removesuffix('_steps')}"
+                command = f"python benchmark/run.py {name.partition('_')[0] if name != 'es_md' else name}"
                 raise ValueError(f"no {source(name)}.csv in {self.results_dir}: {command}")
         if "all" in self.figures:
             self.figures = tuple(name for name in FIGURES if name not in missing)
+        elif "league" in self.figures:
+            self.figures = tuple(dict.fromkeys([*self.figures, "league_boards", "league_games"]))
         if not self.figures:
             raise ValueError(f"no CSVs of figures in {self.results_dir}: python benchmark/run.py all")
         if self.figures_dir is None:
@@ -133,7 +138,8 @@ def millions(x: float, _=None) -> str:
 # ---------------------------------------------------------------------------------------------------------------- data
 def source(figure: str) -> str:
     """Returns the name of the CSV without which a figure cannot be drawn."""
-    return {"fig1_steps": "fig1_runs", "theorem2": "theorem2_summary", "es_md": "fig1_es_md"}.get(figure, figure)
+    sources = {"fig1_steps": "fig1_runs", "theorem2": "theorem2_summary", "es_md": "fig1_es_md"}
+    return "league" if figure.startswith("league") else sources.get(figure, figure)
 
 
 def load(results_dir: Path, name: str, texts: str, numbers: str) -> pd.DataFrame:
@@ -169,6 +175,29 @@ def curves_of(rows: pd.DataFrame, column: str) -> pd.DataFrame:
 
 
 # ------------------------------------------------------------------------------------------------------ parts of plots
+def board(ax, cells: pd.Series, cmap, low: float, high: float, text=None) -> plt.cm.ScalarMappable:
+    """Draws a number for each of the 144 games, by name: the leader's payoffs down, the follower's across."""
+    names = [[a if a == b else f"{a}-{b}" for b in GAMES] for a in GAMES]
+    values = np.array([[cells[name] for name in row] for row in names], dtype=float)
+    image = ax.imshow(values, cmap=cmap, vmin=low, vmax=high)
+    for i, j in np.ndindex(values.shape):
+        if np.isnan(values[i, j]):
+            ax.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, hatch="////", edgecolor=GREY, linewidth=0))
+        elif text is not None and text(values[i, j]):
+            dark = (values[i, j] - low) / (high - low)
+            color = "white" if (dark < 0.5) == (cmap == "viridis") else "black"
+            label = text(values[i, j])
+            ax.text(j, i, label, ha="center", va="center", fontsize=5.5, color=color)
+        if i == j:
+            ax.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, edgecolor=BLACK, linewidth=1.2))
+    labels = [title_of(game) for game in GAMES]
+    ax.set_xticks(range(12), labels, rotation=60, ha="right", fontsize=7)
+    ax.set_yticks(range(12), labels, fontsize=7)
+    ax.tick_params(length=0)
+    ax.grid(visible=False)
+    return image
+
+
 def draw_mean(ax, rows: pd.DataFrame, color: str, line="-", seeds=False, column="leader_return", **kwargs) -> None:
     """Draws the mean over seeds, and around it their range or each of them as a thin line."""
     curves = curves_of(rows, column)
@@ -561,7 +590,95 @@ def recurrent(results_dir: Path):
     return figure
 
 
-FIGURES = {f.__name__: f for f in (fig1, fig1_steps, fig2, fig3, fig4, fig5, fig6, fig8, theorem2, es_md, recurrent)}
+# method: colour, line; in this order in every legend
+LEAGUE = {
+    "hindsight, planning": (PINK, "-"),
+    "hindsight, network": (PINK, DASHED),
+    "mixed commitments, planning": (RED, "-"),
+    "PPO": (BLUE, "-"),
+    "PPO, paper's settings": (BLUE, DASHED),
+    "PG": (SKY, "-"),
+    "DQN": (GREEN, "-"),
+    "PPO + Q-learning": (ORANGE, "-"),
+    "ES-MD": (BLACK, "-"),
+    "no-regret follower": (YELLOW, "-"),
+    "recurrent follower": (GREY, DASHED),
+    "Diff-MD": (GREY, (0, (1, 1))),
+}
+FLOOR = 60  # steps in which every pair of actions can have been seen in every observation
+
+
+def load_league(results_dir: Path) -> pd.DataFrame:
+    """Reads league.csv, and which of its games are tied: optimistic and pessimistic optimum differ."""
+    rows = pd.read_csv(results_dir / "league.csv")
+    optima = pd.read_csv(ROOT / "benchmark/results/ordinal_games.csv").set_index("env_id")
+    tied = optima["stackelberg_value"] > optima["stackelberg_value_pessimistic"] + 1e-6
+    return rows.assign(is_tied=rows["env_id"].map(tied))
+
+
+def league(results_dir: Path):
+    """The performance profile: the share of runs that hold the optimum, over combined steps, all methods."""
+    rows = load_league(results_dir)
+    figure, ax = plt.subplots(figsize=(9, 4.2))
+    for method, (color, line) in LEAGUE.items():
+        some = rows[(rows["method"] == method) & ~rows["is_tied"]]
+        if some["steps_to_converge"].notna().any():
+            steps = np.sort(some["steps_to_converge"].dropna())
+            share = np.arange(1, 1 + len(steps)) / len(some)
+            ax.step([*steps, 1e8], [*share, share[-1]], where="post", color=color, linestyle=line, zorder=3)
+        elif len(some):  # no steps: it learns from a description of the game
+            ax.axhline(some["guarantees_optimum"].mean(), color=color, linestyle=line, linewidth=1.2)
+    for steps, text in ((FLOOR, "all pairs seen once"), (BRUTE_FORCE, "brute force")):
+        ax.axvline(steps, color=GREY, linewidth=0.9, linestyle=(0, (6, 2)), zorder=1)
+        ax.text(1.05 * steps, 1.03, text, fontsize=7.5, color="#333333")
+    ax.set(xscale="log", xlim=(30, 1e8), ylim=(0, 1.09), yticks=np.linspace(0, 1, 6))
+    ax.set(xlabel="combined environment steps: queries, all learning and play (log scale)")
+    ax.set_ylabel("share of runs at the optimum\nof their class, 134 games")
+    entries = [(name, {"color": color, "linestyle": line}) for name, (color, line) in LEAGUE.items()]
+    legend_above(figure, [entry for entry in entries if entry[0] in set(rows["method"])], 4)
+    return figure
+
+
+def league_boards(results_dir: Path):
+    """A board for each method: the share of its runs in each of the 144 games that end in equilibrium."""
+    rows = load_league(results_dir)
+    names = [a if a == b else f"{a}-{b}" for a in GAMES for b in GAMES]
+    figure, axes = plt.subplots(3, 4, figsize=(11, 9), sharex=True, sharey=True)
+    for ax, method in zip(axes.flat, LEAGUE, strict=True):
+        some = rows[rows["method"] == method]
+        shares = some.groupby("env_id")["in_equilibrium"].mean().reindex(names)
+        image = board(ax, shares, "viridis", 0, 1)
+        ax.set_title(f"{method}: {some['in_equilibrium'].mean():.0%}" if len(some) else method)
+    figure.colorbar(image, ax=axes, shrink=0.4, label="share of runs in equilibrium (hatched: not run)")
+    figure.supxlabel("follower's payoffs of", fontsize=9)
+    figure.supylabel("leader's payoffs of", fontsize=9)
+    return figure
+
+
+def missed_by(rows: pd.DataFrame) -> pd.DataFrame:
+    """Returns, for each game and each method that plays all, whether most of its runs end out of equilibrium."""
+    shares = rows.pivot_table("in_equilibrium", "env_id", "method", aggfunc="mean")
+    missed = (shares <= 0.5)[shares.columns[shares.notna().all()]]
+    return missed.loc[missed.sum(axis=1).sort_values(ascending=False, kind="stable").index]
+
+
+def league_games(results_dir: Path):
+    """The games that most methods miss, and which."""
+    missed = missed_by(load_league(results_dir))[:24]
+    methods = [method for method in LEAGUE if method in missed]
+    figure, ax = plt.subplots(figsize=(9, 5.6))
+    ax.imshow(missed[methods].T.astype(float), cmap="Greys", vmin=0, vmax=1.6, aspect="auto")
+    ax.set_yticks(range(len(methods)), methods)
+    labels = [f"{game}  {count}" for game, count in missed.sum(axis=1).items()]
+    ax.set_xticks(range(len(missed)), labels, rotation=60, ha="right", fontsize=7)
+    ax.set(title="dark: most runs of the method end out of equilibrium; after a game's name how many methods miss it")
+    ax.grid(visible=False)
+    ax.tick_params(length=0)
+    return figure
+
+
+PAPER = (fig1, fig1_steps, fig2, fig3, fig4, fig5, fig6, fig8, theorem2, es_md)
+FIGURES = {f.__name__: f for f in (*PAPER, recurrent, league, league_boards, league_games)}
 
 
 # --------------------------------------------------------------------------------------------------------- the drawing

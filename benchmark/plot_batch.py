@@ -14,7 +14,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import tyro
-from matplotlib.patches import Rectangle
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "benchmark"))
@@ -54,29 +53,6 @@ def source(figure: str) -> str:
     return f"vectorized_{'atlas' if figure == 'commitment' else figure}"
 
 
-def board(ax, cells: pd.Series, cmap, low: float, high: float, text=None) -> plt.cm.ScalarMappable:
-    """Draws a number for each of the 144 games, by name: the leader's payoffs down, the follower's across."""
-    names = [[a if a == b else f"{a}-{b}" for b in GAMES] for a in GAMES]
-    values = np.array([[cells[name] for name in row] for row in names], dtype=float)
-    image = ax.imshow(values, cmap=cmap, vmin=low, vmax=high)
-    for i, j in np.ndindex(values.shape):
-        if np.isnan(values[i, j]):
-            ax.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, hatch="////", edgecolor=GREY, linewidth=0))
-        elif text is not None and text(values[i, j]):
-            dark = (values[i, j] - low) / (high - low)
-            color = "white" if (dark < 0.5) == (cmap == "viridis") else "black"
-            label = text(values[i, j])
-            ax.text(j, i, label, ha="center", va="center", fontsize=5.5, color=color)
-        if i == j:
-            ax.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, edgecolor=BLACK, linewidth=1.2))
-    labels = [title_of(game) for game in GAMES]
-    ax.set_xticks(range(12), labels, rotation=60, ha="right", fontsize=7)
-    ax.set_yticks(range(12), labels, fontsize=7)
-    ax.tick_params(length=0)
-    ax.grid(visible=False)
-    return image
-
-
 def atlas(results_dir: Path):
     """All 144 strict ordinal 2x2 games: the share of seeds at the optimum, before and after."""
     numbers = "at_optimum between found stackelberg_value stackelberg_value_pessimistic"
@@ -88,7 +64,7 @@ def atlas(results_dir: Path):
         # where optima differ, the follower's ties decide: there a run counts if it is between them
         tied = cells["stackelberg_value"] - cells["stackelberg_value_pessimistic"] > 1e-6
         share = cells["found"].where(tied, cells["at_optimum"])
-        image = board(ax, share, "viridis", 0, 1, lambda x: f"{x:.0%}" if x < 0.995 else "")
+        image = plot.board(ax, share, "viridis", 0, 1, lambda x: f"{x:.0%}" if x < 0.995 else "")
         for name in tied.index[tied]:
             leader, _, follower = name.partition("-")
             i, j = GAMES.index(leader), GAMES.index(follower or leader)
@@ -106,7 +82,7 @@ def commitment(results_dir: Path):
     cells = rows[rows["setting"] == "both"].set_index("env_id")
     figure, ax = plt.subplots(figsize=(6, 5))
     worth = cells["stackelberg_value"] - cells["nash_value"]
-    image = board(ax, worth, "cividis_r", 0, 2, lambda x: f"{x:.1f}" if x > 0.04 else "")
+    image = plot.board(ax, worth, "cividis_r", 0, 2, lambda x: f"{x:.1f}" if x > 0.04 else "")
     ax.set(xlabel="follower's payoffs of", ylabel="leader's payoffs of")
     label = "optimum less the leader's best pure equilibrium\n(hatched: there is none)"
     figure.colorbar(image, ax=ax, shrink=0.7, label=label)
@@ -363,7 +339,7 @@ def diff_md(results_dir: Path):
         ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
     cells = pick(rows, objective="last", unroll=30)
     missed = cells["leader_return_guaranteed"] < cells["stackelberg_value_pessimistic"] - 0.05 - 1e-6
-    image = board(right, missed.groupby(cells["env_id"]).mean(), "cividis_r", 0, 1)
+    image = plot.board(right, missed.groupby(cells["env_id"]).mean(), "cividis_r", 0, 1)
     right.set(title="share of seeds guaranteed less,\nk = 30, return after the steps")
     right.set(xlabel="follower's payoffs of", ylabel="leader's payoffs of")
     right.tick_params(labelsize=5.5)

@@ -20,6 +20,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,21 +34,23 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "ablations")]
+sys.path[:0] = [str(ROOT), str(ROOT / "ablations"), str(ROOT / "benchmark")]
 tqdm.set_lock(threading.RLock())  # else it makes a semaphore, of which a killed process leaves a warning behind
-Figure = Literal["fig1", "fig2", "fig3", "fig4", "fig5", "fig6", "fig8", "theorem2", "es_md", "recurrent", "all"]
+Figure = Literal[
+    *("fig1", "fig2", "fig3", "fig4", "fig5", "fig6", "fig8", "theorem2", "es_md", "recurrent", "league", "all"),
+]
 
 
 @dataclass
 class Args:
     figures: tyro.conf.Positional[tuple[Figure, ...]] = ()
     """figures of the paper to make; es_md: the learning curves of evolution strategies; recurrent: a follower without
-    queries; all: all of them"""
+    queries; league: every method on all 144 ordinal games; all: all of them"""
     scripts: tuple[str, ...] = ()
     """run only these scripts of the figures, as stackelberg_ppo_matrix; what the CSVs hold of the others stays"""
     seeds: int | None = None
-    """seeds of every run: 1, 2, ...; default: 5 in Figures 1 and 8, 10 in 2, 3 for es_md and recurrent, the scripts'
-    own elsewhere"""
+    """seeds of every run: 1, 2, ...; default: 5 in Figures 1 and 8, 10 in 2, 3 for es_md and recurrent, each method's
+    own in the league, the scripts' own elsewhere"""
     jobs: int | None = None
     """runs at a time; default: the cores that this process may use, 256 with SLURM"""
     quick: bool = False
@@ -102,6 +105,11 @@ QUICK = {
     "stackelberg_ppo_matrix": QUICK_META_RL,
     "recurrent_follower_matrix": {"follower_timesteps": 6400, "trials_per_leader": 1, "num_trials": 640},
     "es_md_matrix": {"population": 32, "total_timesteps": 1_500_000, "evaluation_followers": 4},
+    "no_regret_follower": {"rounds": (3,), "num_episodes": 320},
+    "diff_md_matrix": {"unroll": (3,), "iterations": 5},
+    "vectorized_ppo_matrix": {"total_timesteps": 60_000},
+    "hindsight_follower": {"rounds": 5, "leader_updates": 5},
+    "mixed_commitment_matrix": {"generations": 5},
     "leader_reward_during_learning": {"total_timesteps": 440},
     "continuous_follower": {"total_timesteps": 5500},
 }
@@ -116,8 +124,11 @@ class Run(NamedTuple):
     @property
     def name(self) -> str:
         """The run's folder: the same run has the same name, whichever figure asks for it."""
-        flags = (f"{flag.replace('_', '-')}-{value}" for flag, value in self.flags.items())
-        return "__".join([self.script, *flags]).replace("/", "-")
+        values = {flag: value if isinstance(value, tuple) else (value,) for flag, value in self.flags.items()}
+        flags = ("-".join(map(str, (flag.replace("_", "-"), *value))) for flag, value in values.items())
+        name = "__".join([self.script, *flags]).replace("/", "-")
+        # file systems take 255 letters
+        return name if len(name) < 220 else f"{name[:200]}__{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
 
 def grid(args: Args, script: str, seeds: int | None = None, **settings: tuple) -> list[Run]:
@@ -159,7 +170,17 @@ def runs_of_figures(args: Args) -> dict[str, list[Run]]:
         "theorem2": grid(args, "theorem2_divergence"),
         "es_md": es_md,
         "recurrent": grid(args, "recurrent_follower_matrix", 3, env_id=GAMES),
+        "league": [run for _, run in league_runs(args)],
     }
+
+
+def league_runs(args: Args) -> list[tuple[NamedTuple, Run]]:
+    """Returns the runs of all methods, each with its method; in the small version one of each on one game."""
+    import league  # here, since each run's process imports this file, too
+
+    seeds, games = (args.seeds or 1, (f"{GAMES[0]}-{GAMES[1]}",)) if args.quick else (args.seeds, ())
+    runs = [(method, *run) for method in league.METHODS for run in league.runs_of(method, seeds, games)]
+    return [(method, Run(script, flags | (QUICK[script] if args.quick else {}))) for method, script, flags in runs]
 
 
 # ------------------------------------------------------------------------------------------------------------- one run
@@ -180,9 +201,10 @@ def execute(run: Run, run_dir: str) -> None:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     (folder / "source.sha256").write_text(digest(run.script))
-    module = importlib.import_module(run.script)
+    module, start = importlib.import_module(run.script), time.process_time()
     flags = {"resume": str(begun[0])} if begun else run.flags | {"run_dir": str(folder)}
     module.main(module.Args(**flags))
+    (folder / "cpu_seconds").write_text(f"{time.process_time() - start:.3f}")
     shutil.rmtree(f"{run_dir}/{run.name}", ignore_errors=True)  # it has no result.json, or the same one
     os.rename(folder, f"{run_dir}/{run.name}")
 
@@ -193,8 +215,9 @@ def digest(script: str) -> str:
 
 
 def result_of(run: Run, run_dir: str) -> Path | None:
-    """Returns the result.json of a run, or None if it is not finished."""
-    return next(Path(run_dir, run.name).glob("*/result.json"), None)
+    """Returns the result.json of a run, or its runs.csv, or None if it is not finished."""
+    files = (file for name in ("result.json", "runs.csv") for file in Path(run_dir, run.name).glob(f"*/{name}"))
+    return next(files, None)
 
 
 def end_of_log(run: Run, run_dir: str) -> str:
@@ -324,6 +347,15 @@ def read(figure: str, path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.DataFrame(result["table"]) if figure == "theorem2" else pd.concat(curves), pd.DataFrame(ends)
 
 
+def read_league(method: NamedTuple, path: Path) -> pd.DataFrame:
+    """Returns the league's rows of a run of a method."""
+    import league
+
+    seconds = path.parents[1] / "cpu_seconds"  # not there in runs of former versions
+    cpu_seconds = float(seconds.read_text()) if seconds.exists() else np.nan
+    return league.rows_of(method, path, cpu_seconds)
+
+
 def write_csv(path: str, rows: pd.DataFrame) -> None:
     """Writes a table, numbers with 6 digits, to a file that is never there by half."""
     rows = rows.assign(**rows.select_dtypes("float").round(9) + 0.0)  # no minus before a zero
@@ -376,13 +408,18 @@ def table(summary: pd.DataFrame) -> str:
 def make_results(figure: str, runs: list[Run], args: Args) -> bool:
     """Writes the figure's CSVs and prints its table; returns whether it had to leave out a file."""
     tables, left_out = [], False
-    for path in filter(None, (result_of(run, args.run_dir) for run in runs)):
+    methods = {run.name: method for method, run in league_runs(args)} if figure == "league" else {}
+    for run, path in ((run, path) for run in runs if (path := result_of(run, args.run_dir))):
         try:
-            tables.append(read(figure, path))
+            tables.append(read_league(methods[run.name], path) if methods else read(figure, path))
         except Exception as error:  # a file that is cut off, or from another version of the script, trips anywhere
             left_out = True
             print(f"{figure}: left out {path} ({error!r}); to run it anew: rm -r {path.parents[1]}", file=sys.stderr)
-    if tables:
+    if tables and figure == "league":
+        import league
+
+        league.write(pd.concat(tables), f"{args.results_dir}/league.csv")
+    elif tables:
         points, ends = (pd.concat(parts) for parts in zip(*tables, strict=True))
         prefix = f"{args.results_dir}/{'fig1_es_md' if figure == 'es_md' else figure}"
         if "script" in ends:

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.optimize import linprog
+from scipy.sparse import csr_array
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "benchmark"))  # at the end: `run` is a common name
@@ -122,6 +124,83 @@ def test_the_exact_solver_and_the_board_of_the_no_regret_follower_have_them_too(
     payoffs = exact.payoffs_of(exact.Args(env_id="assurance-battle"))
     assert payoffs.ravel().tolist() == GAMES.loc["assurance-battle", ordinal_games.CELLS].tolist()
     assert list(no_regret.Args(env_id="ordinal").games) == list(GAMES.index)
+
+
+# ------------------------------------------------------------------------------------------------ leaders that mix
+def both_returns(leader, reply, game):
+    """Returns both players' expected payoffs per step, from the rules of the game: a leader's probabilities of action
+    1 against a reply of five digits, as an expectation over what was played last."""
+    chances, totals = {None: 1.0}, [0.0, 0.0]
+    for _ in range(10):
+        after = dict.fromkeys(("00", "01", "10", "11"), 0.0)
+        for last, chance in chances.items():
+            place = 0 if last is None else 1 + int(last, 2)
+            for action, p in (("0", 1 - leader[place]), ("1", leader[place])):
+                after[action + reply[place]] += chance * p
+        chances = after
+        for player, name in enumerate("lf"):
+            totals[player] += sum(chance * game[name + cell] for cell, chance in chances.items()) / 10
+    return totals
+
+
+def test_the_policy_of_leaders_that_mix_guarantees_what_the_file_says():
+    """The certificate of a lower bound: the policy, and the worst of the exact best replies to it."""
+    for _, game in GAMES.iterrows():
+        leader = [float(p) for p in game["stochastic_policy"].split()]
+        got = [both_returns(leader, reply, game) for reply in TABLES]
+        most = max(follower for _, follower in got)
+        worst = min(value for value, follower in got if follower >= most - 1e-6)
+        assert worst == pytest.approx(game["stackelberg_value_guaranteed"], abs=1e-5)
+
+
+def test_another_search_finds_no_better_leader():
+    """Differential evolution on the five probabilities, which knows nothing of the follower's tables."""
+    gap = GAMES["guaranteed_by_search"] - GAMES["stackelberg_value_guaranteed"]
+    assert gap.max() <= 0.005 and len(gap.dropna()) == 144
+
+
+def test_no_optimum_exceeds_its_bound_and_the_classes_are_nested():
+    value = {name: GAMES[f"stackelberg_value{name}"] for name in ("", "_pessimistic", "_mixture", "_stochastic")}
+    guaranteed, bound = GAMES["stackelberg_value_guaranteed"], GAMES["stackelberg_value_bound"]
+    assert (value["_pessimistic"] <= value[""] + 1e-9).all() and (value[""] <= value["_mixture"] + 1e-6).all()
+    assert (value[""] <= value["_stochastic"] + 1e-9).all() and (value["_stochastic"] <= bound + 1e-5).all()
+    assert (value["_pessimistic"] <= guaranteed + 1e-5).all() and (guaranteed <= value["_stochastic"] + 1e-5).all()
+
+
+def test_mixtures_by_one_linear_programme():
+    """Conitzer and Korzhyk (2011): of all distributions over pairs of tables in which the follower would not rather
+    play another table than the one it is told, the leader's best is worth its best mixture drawn before play."""
+    n, cells = len(TABLES), ("00", "01", "10", "11")
+    counts = np.array([[pair[cell] for cell in cells] for pair in COUNTS.values()]).reshape(n, n, 4) / 10
+    leader_table, told, instead = np.mgrid[:n, :n, :n].reshape(3, -1)
+    for _, game in GAMES.iterrows():
+        leader, follower = (counts @ [game[player + cell] for cell in cells] for player in "lf")
+        gain = follower[leader_table, instead] - follower[leader_table, told]
+        gains = csr_array((gain, (n * told + instead, n * leader_table + told)), shape=(n * n, n * n))
+        solved = linprog(-leader.ravel(), gains, np.zeros(n * n), np.ones((1, n * n)), [1])
+        assert -solved.fun == pytest.approx(game["stackelberg_value_mixture"], abs=1e-5)
+
+
+def test_bounds_by_pricing_what_the_follower_gets():
+    """The dual of the file's linear programmes, by backward induction: a leader, even one that remembers all, that has
+    to leave the follower what that can be sure of gets no more than if it were paid a price for what it leaves it."""
+    tables = np.array([[int(x) for x in table] for table in TABLES])
+    payoffs = GAMES[ordinal_games.CELLS].to_numpy(float).reshape(-1, 2, 2, 2)
+
+    def most(rewards):
+        """Of ten steps with rewards [games, a, b], the most that a leader can have against each table: [games, 32]."""
+        value = np.zeros((len(rewards), *tables.shape))
+        for _ in range(10):
+            after = [np.take_along_axis(value, (1 + 2 * a + tables)[None], axis=2) for a in (0, 1)]
+            value = np.maximum(*(rewards[:, a][:, tables] + after[a] for a in (0, 1)))
+        return value[:, :, 0]
+
+    sure = -most(-payoffs[:, 1]).min(axis=1, keepdims=True)
+    prices = np.concatenate([[0], np.geomspace(0.05, 500, 600)])
+    bounds = [most(payoffs[:, 0] + price * payoffs[:, 1]) - price * sure for price in prices]
+    bounds = np.min(bounds, axis=0).max(axis=1) / 10
+    assert (bounds >= GAMES["stackelberg_value_bound"] - 1e-5).all()
+    np.testing.assert_allclose(bounds, GAMES["stackelberg_value_bound"], atol=0.01)
 
 
 def test_the_file_is_what_the_command_writes():

@@ -1,0 +1,137 @@
+"""The league: which runs it is made of, how their ends are judged, and that its file is what the runs have found."""
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT / "benchmark"))  # at the end: `run` is a common name
+
+import league  # noqa: E402
+import plot  # noqa: E402
+
+METHODS = {method.name: method for method in league.METHODS}
+
+
+def test_runs_of_a_method():
+    assert len(league.GAMES) == 144 and len(set(league.SOME_GAMES)) == 24
+    for side in (0, 1):
+        assert set(Counter(name.split("-")[side] for name in league.SOME_GAMES).values()) == {2}
+    runs = league.runs_of(METHODS["PG"])
+    assert len(runs) == 144 * METHODS["PG"].seeds and {script for script, _ in runs} == {"stackelberg_pg_matrix"}
+    assert [flags["seed"] for _, flags in league.runs_of(METHODS["PG"], 3, ("hero",))] == [1, 2, 3]
+    assert {flags["env_id"] for _, flags in league.runs_of(METHODS["recurrent follower"])} == {*league.SOME_GAMES}
+    assert league.runs_of(METHODS["Diff-MD"], 2) == [("diff_md_matrix", {"games": ("ordinal",), "num_seeds": 2})]
+    ((_, flags),) = league.runs_of(METHODS["no-regret follower"], 1, ("hero",))
+    assert flags["env_id"] == "hero" and flags["num_seeds"] == 1
+
+
+def test_the_best_guarantee_of_all_leaders_is_the_pessimistic_optimum():
+    for game, optimum in league.OPTIMA["stackelberg_value_pessimistic"].items():
+        best = max(league.guaranteed(game, policy) for policy in league.TABLES)
+        assert best == pytest.approx(optimum, abs=1e-6)
+
+
+def row(game, policy, greedy, regret, guaranteed):
+    names = ["env_id", "leader_policy", "leader_return_greedy", "follower_regret", "leader_return_guaranteed"]
+    return pd.DataFrame([[game, policy, greedy, regret, guaranteed]], columns=names)
+
+
+# game, what the leader gets, the follower's regret, what the leader is guaranteed: guarantees the optimum, equilibrium
+CASES = {
+    "at the optimum": ("prisoners_dilemma", -0.9, 0.0, -0.9, 1, 1),
+    "within the tolerance": ("prisoners_dilemma", -0.95, 0.05, -0.95, 1, 1),
+    "below": ("prisoners_dilemma", -0.96, 0.0, -0.96, 0, 0),
+    "above, by a wrong reply": ("prisoners_dilemma", -0.84, 0.0, -0.9, 1, 0),
+    "a follower that errs": ("prisoners_dilemma", -0.9, 0.06, -0.9, 1, 0),
+    "a tie that goes well": ("prisoners_dilemma", -0.9, 0.0, -1.5, 0, 1),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_judgement(name):
+    game, greedy, regret, guaranteed, guarantees, in_equilibrium = CASES[name]
+    judged = league.judge(row(game, "10101", greedy, regret, guaranteed), METHODS["PPO"]).iloc[0]
+    assert judged["optimum"] == pytest.approx(-0.9)
+    assert (judged["guarantees_optimum"], judged["in_equilibrium"]) == (guarantees, in_equilibrium)
+
+
+def test_leaders_that_mix_are_judged_by_the_optimum_of_their_class():
+    for guaranteed, expected in ((-0.5, 1), (-0.9, 0)):
+        rows = row("prisoners_dilemma", "0.5 0.5 0.5 0.5 0.5", guaranteed, 0.0, guaranteed)
+        judged = league.judge(rows, METHODS["Diff-MD"]).iloc[0]
+        assert judged["guarantees_optimum"] == judged["in_equilibrium"] == expected
+
+
+def test_what_a_result_says(tmp_path):
+    """A pair of tables of a learner whose own numbers are of another follower is evaluated anew."""
+    result = {"env_id": "prisoners_dilemma", "seed": 3, "leader_policy": [1, 0, 1, 0, 1], "follower_policy": [0] * 5}
+    result |= {"leader_return": -1.0, "leader_return_greedy": 7.0, "follower_regret": 7.0, "steps_to_converge": 60}
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    rows = league.rows_of(METHODS["hindsight, planning"], tmp_path / "result.json", 2.5)
+    (found,) = rows.to_dict("records")
+    assert found["leader_return_greedy"] == found["leader_return_guaranteed"] == pytest.approx(-0.9)
+    assert found["follower_regret"] == pytest.approx(0) and found["leader_policy"] == "10101"
+    assert found["seed"] == 3 and found["cpu_seconds"] == 2.5 and found["in_equilibrium"] == 1
+    assert found["steps_to_converge"] == 60 and np.isnan(found["steps_to_converge_exploring"])
+
+
+def test_intervals_are_over_games_and_then_runs():
+    def rows_of(games):
+        return pd.DataFrame([{"env_id": i, "x": x} for i, runs in enumerate(games) for x in runs])
+
+    assert league.interval(rows_of([[1, 1]] * 5), "x") == (1, 1)
+    # that runs of a game are alike makes 100 of them no surer than 20 games are
+    low, high = league.interval(rows_of([[1] * 5] * 10 + [[0] * 5] * 10), "x")
+    error = np.sqrt(0.25 / 20)
+    assert low == pytest.approx(0.5 - 1.96 * error, abs=0.03) and high == pytest.approx(0.5 + 1.96 * error, abs=0.03)
+    # if they are not, each counts
+    low, high = league.interval(rows_of([[1, 0, 1, 0]] * 20), "x")
+    assert high - low < 0.3
+
+
+def test_the_rows_of_methods_that_were_not_run_stay(tmp_path, capsys):
+    path, columns = tmp_path / "league.csv", {"seed": 1, "env_id": "hero", "leader_policy": "00000", "cpu_seconds": 1.0}
+    columns |= {
+        "guarantees_optimum": 1,
+        "in_equilibrium": 1,
+        "steps_to_converge": 60,
+        "steps_to_converge_exploring": 90,
+    }
+    for method in ("DQN", "PPO", "DQN"):
+        league.write(pd.DataFrame([{**columns, "method": method}]), str(path))
+    assert pd.read_csv(path)["method"].tolist() == ["PPO", "DQN"]
+    assert "PPO" in capsys.readouterr().out
+
+
+def test_the_figures(tmp_path):
+    """Drawn from a made-up file: opaque, each method named in the profile and on the boards."""
+    assert list(plot.LEAGUE) == list(METHODS)
+    rng, rows = np.random.default_rng(0), []
+    for method in league.METHODS:
+        for game in league.SOME_GAMES if method.some_games else league.GAMES:
+            found = int(rng.random() < 0.5)
+            row = {"method": method.name, "env_id": game, "guarantees_optimum": found}
+            rows.append(
+                row | {"in_equilibrium": found, "steps_to_converge": 10 ** rng.uniform(2, 7) if found else None}
+            )
+    pd.DataFrame(rows).to_csv(tmp_path / "league.csv")
+    args = plot.Args(figures=("league",), results_dir=str(tmp_path), figures_dir=str(tmp_path / "figures"))
+    assert plot.main(args) == 0
+    for name in ("league", "league_boards", "league_games"):
+        assert 10_000 < (tmp_path / f"figures/{name}.png").stat().st_size < 250_000
+    for name in ("league", "league_boards"):
+        figure = plot.FIGURES[name](tmp_path)
+        text = " ".join(text.get_text() for text in figure.findobj(plot.matplotlib.text.Text))
+        assert all(method in text for method in METHODS)
+        plot.plt.close(figure)
+    missed = plot.missed_by(plot.load_league(tmp_path))
+    counts = missed.sum(axis=1).tolist()
+    assert counts == sorted(counts, reverse=True) and "recurrent follower" not in missed and "PPO" in missed
+    hardest = pd.DataFrame(rows).set_index(["method", "env_id"])["in_equilibrium"]
+    assert all(hardest[method, missed.index[0]] == (not missed.iloc[0][method]) for method in missed)

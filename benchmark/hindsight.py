@@ -5,8 +5,8 @@
     python benchmark/hindsight.py --draw-only
 
 benchmark/results/hindsight_runs.csv has one row per run, written as soon as it is finished. A run whose row is there,
-by the same version of hindsight_follower.py (`source`, the beginning of its SHA-256), is not repeated, whatever is in
-the folder of runs; rows of another version stay until their runs are asked for again. Settings that only the figure
+by the same version of its script (`source`, the beginning of its SHA-256), is not repeated, whatever is in the folder
+of runs; rows of another version stay until their runs are asked for again. Settings that only the figure
 needs have one seed.
 
 Random games start with number 5,000, and only those are taken that are hard: in which the best leader that always plays
@@ -58,6 +58,7 @@ HELD_OUT = 5000
 NETWORK = {"follower": "network"}
 NO_HINDSIGHT = NETWORK | {"hindsight": False}
 REAL = {"imagination": False, "batch_size": 20}
+MLP = "PPO + Meta-RL, MLP follower"  # two thirds of the steps are pre-training
 # learner: flags
 LEARNERS = {
     "planning": {},
@@ -91,6 +92,9 @@ SETTINGS = {
     ("hard 3x3", "planning, no imagination"): (5, 1, 100_000),
     ("hard 2x2", "network, no hindsight, no imagination"): (5, 1, 20_000),
     ("hard 3x3", "network, no hindsight, no imagination"): (5, 1, 100_000),
+    ("hard 2x2", MLP): (5, 1, 300_000),
+    ("hard 3x3", MLP): (5, 1, 1_500_000),
+    ("hard 4x4", MLP): (5, 1, 3_000_000),
 }
 KEY = ["games", "learner", "env_id", "seed"]
 COLUMNS = "leader_return_greedy stackelberg_value stackelberg_value_pessimistic leader_regret follower_regret"
@@ -117,10 +121,12 @@ def games_of(family: str, count: int) -> list[dict]:
 def runs_of(family: str, learner: str) -> dict[tuple, Run]:
     """Returns the runs of a setting, each by its row's KEY."""
     count, seeds, steps = SETTINGS[family, learner]
-    flags, runs = LEARNERS[learner] | {"total_timesteps": steps}, {}
+    script, flags, runs = "hindsight_follower", LEARNERS.get(learner, {}) | {"total_timesteps": steps}, {}
+    if learner == MLP:
+        script, flags = "mlp_meta_rl", flags | {"follower_timesteps": 2 * steps // 3}
     for game, seed in itertools.product(games_of(family, count), range(1, seeds + 1)):
         env_id = game["env_id"] if "env_id" in game else "random_{0}x{0}_{1}".format(*game["random_game"])
-        runs[family, learner, env_id, seed] = Run("hindsight_follower", game | flags | {"seed": seed})
+        runs[family, learner, env_id, seed] = Run(script, game | flags | {"seed": seed})
     return runs
 
 
@@ -130,11 +136,16 @@ def result_here(run: Run, run_dir: str) -> Path | None:
     return path if path and (path.parents[1] / "source.sha256").read_text() == digest(run.script) else None
 
 
-def row_of(key: tuple, path: Path) -> dict:
+def source_of(run: Run) -> str:
+    """Returns what tells versions of a run's script apart."""
+    return digest(run.script)[:12]
+
+
+def row_of(key: tuple, run: Run, path: Path) -> dict:
     """Returns a run's row of the CSV."""
     result = json.loads(path.read_text())
-    labels = dict(zip(KEY, key, strict=True)) | {"source": digest("hindsight_follower")[:12]}
-    return labels | {name: result[name] for name in COLUMNS.split()}
+    labels = dict(zip(KEY, key, strict=True)) | {"source": source_of(run)}
+    return labels | {name: result.get(name) for name in COLUMNS.split()}
 
 
 # --------------------------------------------------------------------------------------------------------- the figure
@@ -156,6 +167,7 @@ LINES = {
     "network, no hindsight": (PINK, "-", "v"),
     "planning, no imagination": (SKY, "-", "D"),
     "network, no hindsight, no imagination": (RED, "-", "x"),
+    MLP: (BLACK, DASHED, "P"),
 }
 
 
@@ -189,16 +201,16 @@ def scaling(results_dir: Path):
 
 def run_all(args: Args, path: Path) -> bool:
     """Runs what of SETTINGS is missing in the CSV, and adds its rows as they come; returns whether a run failed."""
-    source, failed = digest("hindsight_follower")[:12], False
+    failed = False
     rows = pd.read_csv(path).to_dict("records") if path.exists() else []
     rows = {tuple(row[name] for name in KEY): row for row in rows}
-    asked = [runs_of(*setting) for setting in SETTINGS if args.only in ", ".join(setting)]
-    runs = {key: run for some in asked for key, run in some.items() if rows.get(key, {}).get("source") != source}
+    asked = [pair for setting in SETTINGS if args.only in ", ".join(setting) for pair in runs_of(*setting).items()]
+    runs = {key: run for key, run in asked if rows.get(key, {}).get("source") != source_of(run)}
 
     def keep(finished: Run) -> bool:
         found = result_here(finished, args.run_dir)
         for key in (key for key, run in runs.items() if run == finished and found):
-            rows[key] = row_of(key, found)
+            rows[key] = row_of(key, finished, found)
         places = {setting: i for i, setting in enumerate(SETTINGS)}
         write_csv(str(path), pd.DataFrame(sorted(rows.values(), key=lambda row: places[row["games"], row["learner"]])))
         return found is not None

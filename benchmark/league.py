@@ -39,7 +39,7 @@ class Method(NamedTuple):
 
 GAMES = ordinal_games.batch.load_games(ordinal_games.batch.Args(games=("ordinal",)))
 ROWS = [name for name in GAMES if "-" not in name]
-# Two of each row and of each column of the board: the follower has the payoffs of the next game, or of the third after it
+# Two of each row and of each column of the board: the follower has the payoffs of the next game, or of the third
 SOME_GAMES = [f"{ROWS[i]}-{ROWS[(i + k) % 12]}" for i in range(12) for k in (1, 3)]
 
 # The paper's settings, as far as the batch has them: Table 4, with a baseline and a deck of leaders

@@ -343,3 +343,42 @@ def test_the_benchmark_keeps_rows_and_runs_what_is_missing(tmp_path, monkeypatch
     monkeypatch.setattr(benchmark, "digest", lambda _: "another version of the script")
     failed, table = rows("first")
     assert not failed and len(started) == 7 and all("another vers" in row for row in table[1:])
+
+
+def test_environments_of_the_mlp_line(monkeypatch):
+    """Queries without reward, then the game against replies to the answers; a follower that sees a random table."""
+    monkeypatch.syspath_prepend(ROOT / "benchmark")
+    mlp = importlib.import_module("mlp_meta_rl")
+    payoffs, rng, asked = np.random.default_rng(0).random((2, 2, 2)), np.random.default_rng(1), []
+    envs = mlp.LeaderEnvs(payoffs, 3, lambda answers: asked.append(answers.copy()) or 1 - answers)
+    inputs, answers, last = envs.reset(), np.zeros((3, 5), int), None
+    for t in range(15):
+        actions = rng.integers(2, size=3)
+        observations = inputs.argmax(1)
+        assert t >= 5 or (observations == t).all()
+        assert t != 5 or (observations == 0).all()
+        envs.step_async(actions)
+        inputs, rewards, over, infos = envs.step_wait()
+        if t < 5:
+            answers[:, t] = actions
+            assert (rewards == 0).all()
+        else:
+            follower = 1 - answers[range(3), observations]
+            assert rewards == pytest.approx(payoffs[0, actions, follower])
+            last = 1 + 2 * actions + follower
+            assert t == 14 or (inputs.argmax(1) == last).all()
+        assert (over == (t == 14)).all()
+    assert len(asked) == 1 and (asked[0] == answers).all() and (inputs.argmax(1) == 0).all()
+    assert (np.stack([info["terminal_observation"] for info in infos]).argmax(1) == last).all()
+
+    envs = mlp.FollowerEnvs(payoffs, 4, seed=0)
+    inputs = envs.reset()
+    for t in range(10):
+        tables, observations = inputs[:, :10].reshape(4, 5, 2).argmax(2), inputs[:, 10:].argmax(1)
+        actions, leader = rng.integers(2, size=4), tables[range(4), observations]
+        envs.step_async(actions)
+        inputs, rewards, over, infos = envs.step_wait()
+        assert rewards == pytest.approx(payoffs[1, leader, actions]) and (over == (t == 9)).all()
+        after = inputs if t < 9 else np.stack([info["terminal_observation"] for info in infos])
+        assert (after[:, 10:].argmax(1) == 1 + 2 * leader + actions).all() and (after[:, :10] >= 0).all()
+    assert all(info["TimeLimit.truncated"] for info in infos) and (inputs[:, 10] == 1).all()

@@ -89,8 +89,10 @@ class Args:
     """network: learn while the leader does; off: in the first half of all rounds, and the leader in the second"""
     follower_updates: int = 300
     """network: gradient steps in each round"""
-    follower_learning_rate: float = 1e-3
-    """network: Adam's learning rate"""
+    follower_learning_rate: float = 3e-3
+    """network: Adam's learning rate, decaying to a twentieth over the rounds"""
+    margin: float = 0.03
+    """network: replies within so much, as a share of the range of rewards, count as ties, of which the worst counts"""
 
     leader: Literal["policy-gradient", "solver"] = "policy-gradient"
     """solver: no learning, but the exact solution of the matrix game that was seen, for comparison"""
@@ -340,8 +342,7 @@ def follower_values(args: Args, model: Model, tables: torch.Tensor, replies: tor
     rewards = torch.where(total > 0, rewards, torch.minimum(least, least / (1 - gamma)))
     values, row, column = rewards.new_zeros(n, num), torch.arange(n)[:, None], torch.arange(num)
     for _ in range(100):  # few are needed
-        q_values = rewards + gamma * torch.einsum("nobp,np->nob", following, values)
-        q_values = torch.where(total > 0, q_values, -torch.inf)
+        q_values = torch.where(total > 0, rewards + gamma * torch.einsum("nobp,np->nob", following, values), -torch.inf)
         chosen = row, column, q_values.argmax(-1) if replies is None else replies
         before, values = values, torch.linalg.solve(torch.eye(num) - gamma * following[chosen], rewards[chosen])
         if (values - before).abs().max() < 1e-9:
@@ -349,17 +350,15 @@ def follower_values(args: Args, model: Model, tables: torch.Tensor, replies: tor
     return q_values, values
 
 
-def imagine(model: Model, tables: torch.Tensor, replies: torch.Tensor) -> torch.Tensor:
-    """Both players' expected returns [2, n] in imagined episodes, in units of `scale`, for tables [n, leader's
-    observations] and replies [n, follower's observations]. What was not tried ends an episode."""
+def imagine(model: Model, tables: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
+    """The leader's expected returns [n] in imagined episodes, in units of `scale`, for its tables [n, its observations]
+    and the worst for it of all `best` replies, [n, follower's observations, B]. What was not tried ends an episode."""
     states, (seen_by_leader, seen_by_follower) = torch.arange(len(model.states)), model.states.T
-    chosen = states, tables[:, seen_by_leader], replies[:, seen_by_follower]
-    rewards, following = model.rewards[:, *chosen], model.next_state[chosen]  # [2, n, S], [n, S, S]
-    here, returns = model.start.expand(len(tables), -1), 0
+    chosen, best, values = (states, tables[:, seen_by_leader]), best[:, seen_by_follower], 0 * model.start[None]
     for _ in range(model.horizon):
-        returns = returns + (here * rewards).sum(-1)
-        here = torch.einsum("ns,nst->nt", here, following)
-    return returns
+        q_values = model.rewards[0][chosen] + (model.next_state[chosen] @ values[:, None, :, None])[..., 0]
+        values = torch.where(best, q_values, torch.inf).amin(-1)
+    return values @ model.start
 
 
 # ----------------------------------------------------------------------------------------------------- both learners
@@ -381,23 +380,22 @@ class Follower:
         return torch.cat([answers, F.one_hot(observation, self.args.num_observations[1])], 1).float()
 
     @torch.no_grad()
-    def replies(self, tables: torch.Tensor) -> torch.Tensor:
-        """The greedy reply to each observation, [n, follower's observations], for tables [n, leader's observations]."""
+    def q_values(self, tables: torch.Tensor) -> torch.Tensor:
+        """[n, follower's observations, B], in units of `scale`, for tables [n, leader's observations]."""
         if self.args.follower == "planning":
-            return follower_values(self.args, self.model, tables)[0].argmax(-1)
+            return follower_values(self.args, self.model, tables)[0]
         num = self.args.num_observations[1]
         inputs = self.inputs(tables.repeat_interleave(num, 0), torch.arange(num).repeat(len(tables)))
-        return self.network(inputs).argmax(-1).view(-1, num)
+        return self.target(inputs).view(len(tables), num, -1)  # it is steadier
 
-    def learn(self, transitions: list[Transition], model: Model, near: torch.Tensor) -> list[float]:
-        """Double Q-learning on relabelled transitions; half of the leaders are random, half are from `near`, [n,
-        leader's observations]. Returns its losses; a follower that plans has none."""
-        self.model, args, losses = model, self.args, []
-        if args.follower == "planning":
-            return losses
+    def learn(self, transitions: list[Transition], near: torch.Tensor, left: float) -> float:
+        """Double Q-learning on relabelled transitions; half of the leaders are random, half from `near`, [n, leader's
+        observations]; `left` is the share of rounds to come. Returns its loss."""
+        args = self.args
+        self.optimizer.param_groups[0]["lr"] = args.follower_learning_rate * left
         columns = [torch.as_tensor(np.array(column)) for column in zip(*transitions, strict=True)]
         played, _, state, action, rewards, next_state, terminated = columns
-        reward = (rewards[:, 1] / model.scale[1]).float()
+        reward = (rewards[:, 1] / self.model.scale[1]).float()
         for _ in range(args.follower_updates):
             i = torch.randint(len(transitions), (256,))
             context = played[i]
@@ -417,9 +415,8 @@ class Follower:
             loss.backward()
             self.optimizer.step()
             for slow, fast in zip(self.target.parameters(), self.network.parameters(), strict=True):
-                slow.data.lerp_(fast.data, 0.01)
-            losses.append(loss.item())
-        return losses
+                slow.data.lerp_(fast.data, 0.05)
+        return loss.item()
 
 
 def train_leaders(args: Args, num_leaders: int, updates: int, returns_of, log=lambda *_: None):
@@ -437,8 +434,7 @@ def train_leaders(args: Args, num_leaders: int, updates: int, returns_of, log=la
         advantages = (returns - returns.mean(dim=0)) / (returns.std(dim=0, correction=0) + 1e-3)
         advantages = args.batch_size * torch.softmax(args.risk_seeking * advantages, dim=0) - 1  # their mean is 0
         pg_loss = -(advantages * policy.log_prob(tables).sum(-1)).mean(dim=0).sum()
-        ent_coef = args.ent_coef * (1 - update / updates)
-        loss = pg_loss - ent_coef * policy.entropy().sum()
+        loss = pg_loss - args.ent_coef * (1 - update / updates) * policy.entropy().sum()
         if not loss.isfinite():
             raise SystemExit("the leader's training diverged: lower --learning-rate")
         optimizer.zero_grad()
@@ -552,23 +548,24 @@ def main(args: Args) -> dict:
     run_path, writer = start_run(args)
     experience, follower, curve, known = Experience(args), Follower(args), [], {}
     true_model, unit = (None, 1) if args.payoffs is None else (complete_model(args), args.num_steps)
-    # what leaders tried last, at first random tables, and the best of all so far
     near = torch.randint(args.num_actions[0], (args.num_leaders * args.batch_size, args.num_observations[0]))
-    champions = near[:1]
+    champions = near[:1]  # the best so far; near are these and what leaders tried last
 
     def real_returns(tables: torch.Tensor) -> torch.Tensor:
-        pairs = zip(tables.numpy(), follower.replies(tables).tolist(), strict=True)
+        pairs = zip(tables.numpy(), follower.q_values(tables).argmax(-1).tolist(), strict=True)
         return torch.tensor([experience.play(table, lambda s, _, own=own: own[s[1]]) for table, own in pairs])
 
     def imagined_returns(tables: torch.Tensor) -> torch.Tensor:
         keys = [tuple(table) for table in tables.tolist()]
         if new := list(dict.fromkeys(key for key in keys if key not in known)):
-            returns = imagine(model, torch.tensor(new), follower.replies(torch.tensor(new)))[0] * model.scale[0]
+            q_values = follower.q_values(torch.tensor(new))
+            best = q_values >= q_values.amax(-1, keepdim=True) - (1e-6 if args.follower == "planning" else args.margin)
+            returns = imagine(model, torch.tensor(new), best) * model.scale[0]
             known.update(zip(new, returns.round(decimals=9).tolist(), strict=True))  # what rounding leaves of a tie
         return torch.tensor([known[key] for key in keys], dtype=torch.float64)
 
     def log(table: torch.Tensor, exploring: float) -> None:
-        found = measure(args, true_model or model, table, follower.replies(table[None])[0])
+        found = measure(args, true_model or model, table, follower.q_values(table[None])[0].argmax(-1))
         curve.append([experience.steps, found["leader_return_greedy"], exploring])
         found |= {"leader_return": exploring, "SPS": int(experience.steps / (time.time() - start_time))}
         for name, value in found.items():
@@ -578,9 +575,10 @@ def main(args: Args) -> dict:
         while experience.steps < args.total_timesteps * (1 if args.imagination else 0.5) * k / args.rounds:
             experience.explore()
         model, first_half = make_model(args, experience.transitions), 2 * k <= args.rounds
-        if args.follower_learns_on or first_half:
-            for loss in follower.learn(experience.transitions, model, near)[-1:]:
-                writer.add_scalar("losses/follower_td_loss", loss, experience.steps)
+        follower.model = model
+        if args.follower == "network" and (args.follower_learns_on or first_half):
+            loss = follower.learn(experience.transitions, near, 1 - (k - 1) / args.rounds)
+            writer.add_scalar("losses/follower_td_loss", loss, experience.steps)
         if args.imagination and (args.follower_learns_on or not first_half):
             known.clear()
             imagined_returns(champions)
@@ -591,6 +589,7 @@ def main(args: Args) -> dict:
                 _, near = train_leaders(args, args.num_leaders, args.leader_updates, imagined_returns)
             exploring = imagined_returns(near).mean().item() / unit
             champions = torch.tensor(sorted(known, key=known.get, reverse=True)[: args.num_leaders])
+            near = torch.cat([near, champions.repeat(args.batch_size, 1)])
             log(champions[0], exploring)
     if not args.imagination:
         episode = args.num_observations[0] + model.horizon
@@ -598,7 +597,7 @@ def main(args: Args) -> dict:
         champions, _ = train_leaders(args, 1, updates, real_returns, lambda tables, mean: log(tables[0], mean / unit))
 
     table, (points, greedy, exploring) = champions[0], np.array(curve).T
-    replies = follower.replies(table[None])[0]
+    replies = follower.q_values(table[None])[0].argmax(-1)
     result = {"script": os.path.basename(__file__), "env_id": args.env_id, "seed": args.seed, "args": asdict(args)}
     result |= {"stackelberg_value": None, "stackelberg_value_pessimistic": None, "optimum_of": "not known"}
     result |= measure(args, true_model or model, table, replies)
@@ -615,9 +614,10 @@ def main(args: Args) -> dict:
 
     for _ in range(args.eval_episodes):  # the follower learns on against the final leader
         experience.explore(table.numpy())
-    model = make_model(args, experience.transitions)
-    follower.learn(experience.transitions, model, table[None])
-    after = measure(args, true_model or model, table, follower.replies(table[None])[0])
+    follower.model = model = make_model(args, experience.transitions)
+    if args.follower == "network":
+        follower.learn(experience.transitions, table[None], 1 / args.rounds)
+    after = measure(args, true_model or model, table, follower.q_values(table[None])[0].argmax(-1))
     result["verification_gain"] = after["follower_return"] - result["follower_return"]
 
     result |= {"curve": curve, "wall_seconds": time.time() - start_time, "cpu_seconds": time.process_time() - start_cpu}

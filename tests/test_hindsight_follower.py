@@ -42,12 +42,32 @@ def test_planning_on_the_true_model_is_exact(shape):
 
     # imagined episodes are real ones
     replies = q_values.argmax(-1)
-    imagined = script.imagine(model, torch.tensor(leaders), replies).numpy() * model.scale.numpy()[:, None]
+    best = torch.nn.functional.one_hot(replies, shape[1]).bool()
+    imagined = script.imagine(model, torch.tensor(leaders), best).numpy() * model.scale[0].item()
     for i in range(0, len(leaders), 7):
         episode = script.play(args, leaders[i], lambda s, _, i=i: replies[i, s[1]], 0)
         assert len(episode) == 10
-        np.testing.assert_allclose(imagined[:, i], np.sum([t.rewards for t in episode], axis=0), atol=1e-9)
+        assert imagined[i] == pytest.approx(sum(t.rewards[0] for t in episode), abs=1e-9)
         assert all(following[i, t.state[0], t.actions[1]] == t.next_state[0] for t in episode)
+
+
+def test_of_tied_replies_the_worst_counts(tmp_path):
+    """Against a leader that repeats an action a follower may reply 0 or 1, and each time anew."""
+    payoffs = np.array([[[1.0, 0.0], [0.3, 0.3]], [[1.0, 1.0], [0.0, 0.5]]])
+    args = matrix_game(payoffs)
+    follower, tables = script.Follower(args), torch.zeros(1, 5, dtype=torch.int64)
+    follower.model = script.complete_model(args)
+    q_values = follower.q_values(tables)
+    best = q_values >= q_values.amax(-1, keepdim=True) - 1e-6
+    assert best.all() and script.imagine(follower.model, tables, best).item() == pytest.approx(0)
+    # a leader that answers 1 to a reply of 1 leaves no tie
+    args.run_dir = str(tmp_path)
+    result = script.main(args)
+    assert result["leader_return_greedy"] == pytest.approx(args.optimum.pessimistic) == 1
+    q_values = follower.q_values(torch.tensor([result["leader_policy"]]))
+    best = q_values >= q_values.amax(-1, keepdim=True) - 1e-6
+    guaranteed = script.imagine(follower.model, torch.tensor([result["leader_policy"]]), best).item() / 10
+    assert guaranteed == pytest.approx(1)
 
 
 def test_solve_agrees_with_exact_stackelberg():
@@ -112,7 +132,8 @@ def test_relabelled_contexts_give_the_answer_that_was_seen(monkeypatch):
 
     monkeypatch.setattr(script.Follower, "inputs", spy)
     near = torch.ones(3, 5, dtype=torch.long)
-    follower.learn(experience.transitions, script.make_model(args, experience.transitions), near)
+    follower.model = script.make_model(args, experience.transitions)
+    follower.learn(experience.transitions, near, 1.0)
     answered = {(t.state[0], t.actions[0]) for t in experience.transitions}
     contexts, observations = map(torch.cat, zip(*seen[1::2], strict=True))
     rows = torch.arange(len(contexts))

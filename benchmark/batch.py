@@ -7,6 +7,7 @@ A figure's CSV in benchmark/results, vectorized_NAME.csv, holds shares of runs. 
 one batch are here, too: NAME.csv has a row for each of their runs.
 """
 
+import resource
 import subprocess
 import sys
 import tempfile
@@ -228,6 +229,7 @@ def throughput(args: Args) -> pd.DataFrame:
             steps = [steps[-1] * len(replies) for _, steps, _, _, replies in batch.train(arguments, returns)]
             seconds = time.perf_counter() - start
             row = {"script": "vectorized_ppo_matrix", "setting": setting, "runs": num_runs, "seconds": seconds}
+            row["gigabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # the most so far
             rows.append(row | {"steps_per_second": sum(steps) / seconds})
         time_script(num_runs)
     return pd.DataFrame(rows)

@@ -83,6 +83,19 @@ def held_out() -> str:
     return markdown(["leader", "random games", *names.values()], rows)
 
 
+def throughput() -> str:
+    """Batches of runs of 200,000 combined steps, paper's settings, beside the PPO script, on one core."""
+    rows = load("vectorized_throughput")
+    script = pick(rows, script="stackelberg_ppo_matrix")["steps_per_second"].median()
+    table = [["`stackelberg_ppo_matrix.py`", number(200_000 / script, 1), f"{script:,.0f}", "1", ""]]
+    for row in pick(rows, setting="paper").itertuples():
+        rate = row.steps_per_second
+        cells = [number(row.seconds, 1), f"{rate:,.0f}", f"{rate / script:,.0f}", number(row.gigabytes, 1)]
+        table.append([f"{row.runs:,.0f}", *cells])
+    header = ["runs in the batch", "seconds", "combined steps per second", "times the script", "GB at most"]
+    return markdown(header, table)
+
+
 def budget() -> str:
     """The 12 games x 5 seeds by the follower's budget of pre-training."""
     rows = []
@@ -510,7 +523,7 @@ def diff_md() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
-        *(methods, misses, budget, held_out, fig1, authors, dqn_targets),
+        *(methods, misses, throughput, budget, held_out, fig1, authors, dqn_targets),
         *(commitments, clock, pomdp_values, verification),
         *(fig2, fig2_responses),
         *(fig3, fig4, fig5, fig6, ppo_qlearning, es_md, theorem2),

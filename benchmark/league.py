@@ -33,7 +33,7 @@ class Method(NamedTuple):
     seeds: int  # runs of a game
     batch: str | None = None  # one run of the script trains all games side by side, and this flag says how many seeds
     commitment: str = "deterministic"  # the class of policies that the leader chooses from, or stochastic
-    knows_payoffs: bool = False  # is given the payoffs themselves; the others learn from rewards that they were paid
+    knows_payoffs: bool = False  # leader or follower is given payoffs; others learn from rewards that they were paid
     some_games: bool = False  # on SOME_GAMES only: a run takes a minute or more
 
 
@@ -47,6 +47,7 @@ PAPER = {"explore": ("action",), "learning_rate": (0.008,), "adam_eps": (0.02,),
 PAPER |= {"follower_learning_rate": (0.02,), "follower_baseline_rate": (0.2,)}
 PAPER |= {"follower_gamma": (1.0,), "follower_ent_coef": (0.0,)}
 ORDINAL, STOCHASTIC = {"games": ("ordinal",)}, {"commitment": "stochastic"}
+NO_REGRET = {"env_id": "ordinal", "rounds": (100,)}
 
 METHODS = [
     Method("hindsight, planning", "hindsight_follower", {}, 5),
@@ -58,7 +59,7 @@ METHODS = [
     Method("DQN", "stackelberg_dqn_matrix", {}, 2),
     Method("PPO + Q-learning", "ppo_qlearning_matrix", {}, 1),
     Method("ES-MD", "es_md_matrix", {}, 1),
-    Method("no-regret follower", "no_regret_follower", {"env_id": "ordinal", "rounds": (100,)}, 5, "num_seeds"),
+    Method("no-regret follower", "no_regret_follower", NO_REGRET, 5, "num_seeds", knows_payoffs=True),
     Method("recurrent follower", "recurrent_follower_matrix", {}, 1, some_games=True),
     Method("Diff-MD", "diff_md_matrix", ORDINAL, 5, "num_seeds", knows_payoffs=True, **STOCHASTIC),
 ]

@@ -520,6 +520,18 @@ def diff_md() -> str:
     return markdown(header, rows)
 
 
+def hindsight() -> str:
+    """Any game: what is finished of `hindsight.py`, by games and learner."""
+    rows = []
+    for (games, learner), some in load("hindsight_runs").groupby(["games", "learner"], sort=False):
+        found = some["steps_to_converge"].notna()
+        most = f"{some['steps_to_converge'].max():,.0f}" if found.any() else ""
+        cells = [f"{found.sum()} of {len(some)}", steps(some["steps_to_converge"]), most]
+        rows.append([games, learner, *cells, f"{some['cpu_seconds'].median():.0f}"])
+    header = ["games", "learner", "runs at the optimum", "median steps", "most steps", "seconds on one core, median"]
+    return markdown(header, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
@@ -528,7 +540,7 @@ TABLES: dict[str, Callable[[], str]] = {
         *(fig2, fig2_responses),
         *(fig3, fig4, fig5, fig6, ppo_qlearning, es_md, theorem2),
         *(mixed, mixed_queries, mixed_classes, mixed_gains),
-        *(no_regret, two_followers, diff_md),
+        *(no_regret, two_followers, diff_md, hindsight),
     )
 }
 

@@ -15,6 +15,7 @@ import pandas as pd
 
 sys.path.append(str(Path(__file__).resolve().parent))
 
+import league
 import run
 from held_out import shares
 
@@ -94,6 +95,24 @@ def throughput() -> str:
         table.append([f"{row.runs:,.0f}", *cells])
     header = ["runs in the batch", "seconds", "combined steps per second", "times the script", "GB at most"]
     return markdown(header, table)
+
+
+def league_table() -> str:
+    """The league: what is finished of it, a line for each method."""
+    rows = []
+    for row in league.shares(load("league")).itertuples():
+        shares = [
+            f"{getattr(row, name):.1%} ({getattr(row, f'{name}_low'):.1%} to {getattr(row, f'{name}_high'):.1%})"
+            for name in ("guarantees_optimum", "in_equilibrium")
+        ]
+        columns = row.steps_to_converge, row.steps_to_converge_exploring
+        medians = ["" if pd.isna(x) else "never" if x == float("inf") else f"{x:,.0f}" for x in columns]
+        kind = [row.commitment, "yes" if row.knows_payoffs else "no"]
+        seconds = f"{row.cpu_seconds:.2g}"
+        rows.append([row.method, f"{row.games} x {row.seeds}", *kind, *shares, *medians, seconds])
+    header = ["method", "games x seeds", "commitments", "knows payoffs", "guarantees the optimum of its class"]
+    header += ["in equilibrium", "median steps, greedy", "as it explores", "CPU seconds a run"]
+    return markdown(header, rows)
 
 
 def budget() -> str:
@@ -540,7 +559,7 @@ TABLES: dict[str, Callable[[], str]] = {
         *(fig2, fig2_responses),
         *(fig3, fig4, fig5, fig6, ppo_qlearning, es_md, theorem2),
         *(mixed, mixed_queries, mixed_classes, mixed_gains),
-        *(no_regret, two_followers, diff_md, hindsight),
+        *(no_regret, two_followers, diff_md, hindsight, league_table),
     )
 }
 

@@ -135,3 +135,19 @@ def test_the_figures(tmp_path):
     assert counts == sorted(counts, reverse=True) and "recurrent follower" not in missed and "PPO" in missed
     hardest = pd.DataFrame(rows).set_index(["method", "env_id"])["in_equilibrium"]
     assert all(hardest[method, missed.index[0]] == (not missed.iloc[0][method]) for method in missed)
+
+
+def test_the_committed_rows_say_what_their_policies_are_worth():
+    rows = pd.read_csv(ROOT / "benchmark/results/league.csv", dtype={"leader_policy": str})
+    for name, some in rows.groupby("method"):
+        method = METHODS[name]
+        assert set(some["env_id"]) == {*(league.SOME_GAMES if method.some_games else league.GAMES)}
+        assert (some.groupby("env_id")["seed"].nunique() == method.seeds).all() and not some[
+            "leader_policy"
+        ].isna().any()
+        if method.commitment == "deterministic":
+            exact = list(map(league.guaranteed, some["env_id"], some["leader_policy"]))
+            np.testing.assert_allclose(some["leader_return_guaranteed"], exact, atol=1e-5)
+        again = league.judge(some, method)
+        for column in ("optimum", "guarantees_optimum", "in_equilibrium"):
+            np.testing.assert_allclose(again[column], some[column], atol=1e-5)

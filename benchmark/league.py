@@ -149,8 +149,8 @@ def judge(rows: pd.DataFrame, method: Method) -> pd.DataFrame:
 
 
 def shares(rows: pd.DataFrame) -> pd.DataFrame:
-    """Returns a row for each method, in the order of METHODS: games, runs, shares in percent with the bootstrap's 95 %
-    interval (games are drawn, and then runs of each), medians of the steps until the optimum is held, CPU seconds."""
+    """Returns a row for each method, in the order of METHODS: games, seeds, shares with the bootstrap's 95 % intervals,
+    medians of the steps until the optimum is held (infinite: never), and CPU seconds of a run."""
     table = []
     for method in METHODS:
         some = rows[rows["method"] == method.name]

@@ -57,9 +57,8 @@ class Args:
 class MatrixEnvs(VecEnv):
     """Episodes of an n x n game side by side, for one of its players. Both observe the last pair of actions."""
 
-    def __init__(self, payoffs: np.ndarray, num_envs: int, num_inputs: int, seed: int):
+    def __init__(self, payoffs: np.ndarray, num_envs: int, num_inputs: int):
         self.payoffs, self.n, self.num_observations = payoffs, payoffs.shape[1], 1 + payoffs.shape[1] ** 2
-        self.rng, self.one_hot = np.random.default_rng(seed), np.eye(self.num_observations, dtype=np.float32)
         self.env = np.arange(num_envs)
         super().__init__(num_envs, gym.spaces.Box(0, 1, (num_inputs,), np.float32), gym.spaces.Discrete(self.n))
 
@@ -93,7 +92,8 @@ class FollowerEnvs(MatrixEnvs):
 
     def __init__(self, payoffs: np.ndarray, num_envs: int, seed: int):
         num_observations, n = 1 + payoffs.shape[1] ** 2, payoffs.shape[1]
-        super().__init__(payoffs, num_envs, num_observations * (n + 1), seed)
+        super().__init__(payoffs, num_envs, num_observations * (n + 1))
+        self.rng = np.random.default_rng(seed)
 
     def reset(self) -> np.ndarray:
         self.t, self.observations = 0, np.zeros(self.num_envs, np.int64)
@@ -117,8 +117,8 @@ class LeaderEnvs(MatrixEnvs):
     to these answers."""
 
     def __init__(self, payoffs: np.ndarray, num_envs: int, replies_of):
-        super().__init__(payoffs, num_envs, 1 + payoffs.shape[1] ** 2, 0)
-        self.replies_of = replies_of
+        super().__init__(payoffs, num_envs, 1 + payoffs.shape[1] ** 2)
+        self.replies_of, self.one_hot = replies_of, np.eye(self.num_observations, dtype=np.float32)
 
     def reset(self) -> np.ndarray:
         self.t, self.observations = 0, np.zeros(self.num_envs, np.int64)
@@ -186,8 +186,9 @@ def main(args: Args) -> dict:
 
     leader.learn(args.total_timesteps - follower.num_timesteps, callback=Measure())
     result = {"script": os.path.basename(__file__), "env_id": env_id, "seed": args.seed, "args": asdict(args)}
-    result |= measure() | {"combined_steps": follower.num_timesteps + leader.num_timesteps}
-    curve.append((result["combined_steps"], *measure().values()))
+    found, combined_steps = measure(), follower.num_timesteps + leader.num_timesteps
+    result |= found | {"combined_steps": combined_steps}
+    curve.append((combined_steps, *found.values()))
     points, _, _, regrets = np.array(curve).T
     scale = np.ptp(game.payoffs[0]) / 3
     result["steps_to_converge"] = hindsight.steps_to_converge(points, regrets / scale)

@@ -170,7 +170,7 @@ def runs_of_figures(args: Args) -> dict[str, list[Run]]:
         "theorem2": grid(args, "theorem2_divergence"),
         "es_md": es_md,
         "recurrent": grid(args, "recurrent_follower_matrix", 3, env_id=GAMES),
-        "league": [run for _, run in league_runs(args)],
+        **({"league": [run for _, run in league_runs(args)]} if "league" in args.figures else {}),
     }
 
 

@@ -101,7 +101,7 @@ def league_table() -> str:
     """The league: what is finished of it, a line for each method."""
     rows = []
     for row in league.shares(load("league")).itertuples():
-        shares = [
+        cells = [
             f"{getattr(row, name):.1%} ({getattr(row, f'{name}_low'):.1%} to {getattr(row, f'{name}_high'):.1%})"
             for name in ("guarantees_optimum", "in_equilibrium")
         ]
@@ -109,7 +109,7 @@ def league_table() -> str:
         medians = ["" if pd.isna(x) else "never" if x == float("inf") else f"{x:,.0f}" for x in columns]
         kind = [row.commitment, "yes" if row.knows_payoffs else "no"]
         seconds = f"{row.cpu_seconds:.2g}"
-        rows.append([row.method, f"{row.games} x {row.seeds}", *kind, *shares, *medians, seconds])
+        rows.append([row.method, f"{row.games} x {row.seeds}", *kind, *cells, *medians, seconds])
     header = ["method", "games x seeds", "commitments", "knows payoffs", "guarantees the optimum of its class"]
     header += ["in equilibrium", "median steps, greedy", "as it explores", "CPU seconds a run"]
     return markdown(header, rows)

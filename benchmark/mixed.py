@@ -78,7 +78,7 @@ SETTINGS = {
     ("textbook 2x2", "network"): (10, NETWORK),
     ("textbook 2x3", "network"): (10, NETWORK),
     ("one-shot 3x3", "network"): (1, NETWORK),
-    ("others", "network"): (1, NETWORK),
+    ("others", "network"): (10, NETWORK),
 }
 COLUMNS = "leader_return leader_return_greedy leader_return_guaranteed follower_return follower_regret"
 COLUMNS = f"{COLUMNS} combined_steps steps_to_try_all steps_to_converge"

@@ -495,6 +495,36 @@ def test_held_out_games_are_run_once(tmp_path, monkeypatch, capsys):
     assert "stackelberg_ppo_matrix      3" in capsys.readouterr().out
 
 
+def test_commitments_that_mix_are_run_where_rows_are_missing(tmp_path, monkeypatch):
+    """A run is made again to what the committed row says; the other rows and the optima stay."""
+    mixed, started = importlib.import_module("mixed"), []
+    committed = {name: pd.read_csv(ROOT / f"benchmark/results/{name}.csv") for name in ("mixed_runs", "mixed_optima")}
+    rows = committed["mixed_runs"]
+    (place,) = rows.index[(rows["games"] == "textbook 2x3") & (rows["setting"] == "planning") & (rows["seed"] == 3)]
+    rows.drop(place).to_csv(tmp_path / "mixed_runs.csv", index=False)
+
+    def run_here(runs, args):
+        for run in runs:
+            if run.flags["seed"] == 3:
+                started.append(run.flags)
+                folder = Path(args.run_dir, run.name)
+                mixed.mixed.main(mixed.mixed.Args(**run.flags, run_dir=str(folder)))
+                (folder / "source.sha256").write_text(benchmark.digest(run.script))
+            yield run, "exit code 0"
+
+    monkeypatch.setattr(mixed, "run_in_processes", run_here)
+    folders = {"run_dir": str(tmp_path / "runs"), "results_dir": str(tmp_path), "figures_dir": str(tmp_path)}
+    assert mixed.main(mixed.Args(**folders, only="textbook 2x3, planning")) == 1  # nine runs have no result
+    table = pd.read_csv(tmp_path / "mixed_runs.csv")
+    assert len(started) == 1 and mixed.FIGURES.keys() == {path.stem for path in tmp_path.glob("*.png")}
+    tables = (x.sort_values(["games", "setting", "env_id", "seed"], ignore_index=True) for x in (table, rows))
+    pd.testing.assert_frame_equal(*tables, atol=2e-5)
+    assert not (tmp_path / "mixed_optima.csv").exists()
+
+    number, game = 5003, committed["mixed_optima"].set_index("game")
+    assert mixed.optima_of(number) == pytest.approx({"game": number, **game.loc[number]}, abs=2e-5)
+
+
 def test_shares_of_held_out_games():
     columns = {"leader_scale": 0.5, "follower_scale": 1.0, "stackelberg_value": -1.0, "leader_return": -1.02}
     rows = pd.DataFrame({"script": ["a", "a", "b", "b"], **columns})

@@ -94,6 +94,19 @@ def guaranteed(env_id: str, policy: str) -> float:
     return leader[follower >= follower.max() - ordinal_games.TIE].min()
 
 
+def landscape(env_id: str) -> dict:
+    """Returns what makes a game hard, per step: the most that an exact best response guarantees a deterministic leader;
+    how much of it is beyond one that always takes the same action; how many of the 32 tables attain it; and what the
+    follower loses by its second best reply to the first of these."""
+    worth, follower = np.array([guaranteed(env_id, policy) for policy in TABLES]), RETURNS[env_id][1]
+    values = np.unique(follower[worth.argmax()].round(6))
+    beyond = worth.max() - max(worth[TABLES["00000"]], worth[TABLES["11111"]])
+    optimal = worth >= worth.max() - TOLERANCE
+    policy = list(TABLES)[worth.argmax()]
+    row = {"env_id": env_id, "optimum": worth.max(), "beyond_one_action": beyond, "tables": optimal.sum()}
+    return row | {"leader_policy": policy, "second_reply_costs": values[-1] - values[-2]}
+
+
 def exact_pair(row: pd.Series) -> pd.Series:
     """Returns the leader's return and the follower's regret of a pair of deterministic policies."""
     leader, follower = RETURNS[row["env_id"]][:, TABLES[row["leader_policy"]]]

@@ -10,12 +10,14 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
 sys.path.append(str(Path(__file__).resolve().parent))
 
 import league
+import plot
 import run
 from held_out import shares
 
@@ -97,22 +99,76 @@ def throughput() -> str:
     return markdown(header, table)
 
 
+def percent(row: NamedTuple, name: str) -> str:
+    """Returns a share of the league with its interval."""
+    return f"{getattr(row, name):.1%} ({getattr(row, f'{name}_low'):.1%} to {getattr(row, f'{name}_high'):.1%})"
+
+
+def medians(row: NamedTuple) -> list[str]:
+    """Returns the median steps of a method of the league, greedy and as it explores."""
+    columns = row.steps_to_converge, row.steps_to_converge_exploring
+    return ["" if pd.isna(x) else "never" if x == float("inf") else f"{x:,.0f}" for x in columns]
+
+
+def league_short() -> str:
+    """The league in short: whether a method is right, what it takes, and what it costs."""
+    rows, batches = [], {method.name for method in league.METHODS if method.batch}
+    for row in league.shares(load("league")).itertuples():
+        cells = [row.method, "yes" if row.commitment == "stochastic" else "", "yes" if row.knows_payoffs else ""]
+        cells += [f"{row.guarantees_optimum:.0%}", medians(row)[0]]
+        rows.append([*cells, f"{row.cpu_seconds:.2g}{' (batch)' if row.method in batches else ''}"])
+    header = ["method", "mixes", "is given payoffs", "guarantees the optimum", "median steps", "seconds"]
+    return markdown(header, rows)
+
+
 def league_table() -> str:
-    """The league: what is finished of it, a line for each method."""
+    """The league: a line for each method."""
     rows = []
     for row in league.shares(load("league")).itertuples():
-        cells = [
-            f"{getattr(row, name):.1%} ({getattr(row, f'{name}_low'):.1%} to {getattr(row, f'{name}_high'):.1%})"
-            for name in ("guarantees_optimum", "in_equilibrium")
-        ]
-        columns = row.steps_to_converge, row.steps_to_converge_exploring
-        medians = ["" if pd.isna(x) else "never" if x == float("inf") else f"{x:,.0f}" for x in columns]
-        kind = [row.commitment, "yes" if row.knows_payoffs else "no"]
-        seconds = f"{row.cpu_seconds:.2g}"
-        rows.append([row.method, f"{row.games} x {row.seeds}", *kind, *cells, *medians, seconds])
+        cells = [row.method, f"{row.games} x {row.seeds}", row.commitment, "yes" if row.knows_payoffs else "no"]
+        cells += [percent(row, name) for name in ("guarantees_optimum", "in_equilibrium")]
+        rows.append([*cells, *medians(row), f"{row.cpu_seconds:.2g}"])
     header = ["method", "games x seeds", "commitments", "knows payoffs", "guarantees the optimum of its class"]
     header += ["in equilibrium", "median steps, greedy", "as it explores", "CPU seconds a run"]
     return markdown(header, rows)
+
+
+def landscapes() -> pd.DataFrame:
+    """Returns the games of the league, those that most methods miss first, and what their exact solutions are like."""
+    missed = plot.missed_by(load("league")).sum(axis=1)
+    return pd.DataFrame([league.landscape(env_id) | {"missed": count} for env_id, count in missed.items()])
+
+
+def league_why() -> str:
+    """What games have in common that so many methods miss."""
+    games, rows = landscapes(), []
+    for count, some in games.groupby(games["missed"].clip(upper=4)):
+        cells = [f"{count} or more" if count == 4 else str(count), str(len(some))]
+        cells += [f"{(some['beyond_one_action'] > NEAR).mean():.0%}", f"{some['tables'].median():g}"]
+        rows.append([*cells, *(number(some[x].median()) for x in ("beyond_one_action", "second_reply_costs"))])
+    header = [
+        "methods that miss it",
+        "games",
+        "one action for all does not attain the optimum",
+        "tables that do, of 32",
+    ]
+    return markdown([*header, "the optimum is beyond one action by", "the follower's second reply costs it"], rows)
+
+
+def league_hardest() -> str:
+    """The five games that most methods miss."""
+    rows = []
+    for game in landscapes()[:5].itertuples():
+        numbers = [number(x) for x in (game.optimum, game.optimum - game.beyond_one_action, game.second_reply_costs)]
+        rows.append([game.env_id, str(game.missed), *numbers, str(game.tables), f"`{game.leader_policy}`"])
+    header = [
+        "game",
+        "methods that miss it",
+        "optimum",
+        "best of one action for all",
+        "second reply costs the follower",
+    ]
+    return markdown([*header, "tables that attain the optimum", "one of them"], rows)
 
 
 def budget() -> str:
@@ -559,7 +615,7 @@ TABLES: dict[str, Callable[[], str]] = {
         *(fig2, fig2_responses),
         *(fig3, fig4, fig5, fig6, ppo_qlearning, es_md, theorem2),
         *(mixed, mixed_queries, mixed_classes, mixed_gains),
-        *(no_regret, two_followers, diff_md, hindsight, league_table),
+        *(no_regret, two_followers, diff_md, hindsight, league_table, league_short, league_why, league_hardest),
     )
 }
 

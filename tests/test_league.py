@@ -1,5 +1,6 @@
 """The league: which runs it is made of, how their ends are judged, and that its file is what the runs have found."""
 
+import importlib
 import json
 import sys
 from collections import Counter
@@ -14,6 +15,7 @@ sys.path.append(str(ROOT / "benchmark"))  # at the end: `run` is a common name
 
 import league  # noqa: E402
 import plot  # noqa: E402
+import tables  # noqa: E402
 
 METHODS = {method.name: method for method in league.METHODS}
 
@@ -151,3 +153,34 @@ def test_the_committed_rows_say_what_their_policies_are_worth():
         again = league.judge(some, method)
         for column in ("optimum", "guarantees_optimum", "in_equilibrium"):
             np.testing.assert_allclose(again[column], some[column], atol=1e-5)
+
+
+def test_what_makes_a_game_hard():
+    dilemma, harmony = league.landscape("prisoners_dilemma"), league.landscape("harmony")
+    assert dilemma["optimum"] == pytest.approx(-0.9) and dilemma["leader_policy"] == "10101"
+    assert dilemma["beyond_one_action"] == pytest.approx(-0.9 + 2)  # who always defects gets -2, who never does -3
+    # the follower cooperates always, for (-3 - 9) / 10 a step; to defect at the start alone brings (-2 - 3 - 8) / 10
+    assert dilemma["second_reply_costs"] == pytest.approx(0.1)
+    assert harmony["optimum"] == harmony["beyond_one_action"] == 0 and harmony["tables"] > 1
+    for game in ("hero-coordination", "battle"):
+        worth = [league.guaranteed(game, policy) for policy in league.TABLES]
+        assert league.landscape(game)["tables"] == sum(max(worth) - value <= 0.05 + 1e-6 for value in worth)
+
+
+def test_what_the_text_says_of_the_hardest_games():
+    games = tables.landscapes()
+    hardest, easy = games[:5], games[games["missed"] == 0]
+    assert len(games) == 144 and games["missed"].is_monotonic_decreasing
+    assert hardest["beyond_one_action"].tolist() == pytest.approx([0.1] * 5)
+    assert hardest["second_reply_costs"].tolist() == pytest.approx([0.1] * 5)
+    assert (hardest["tables"] == 2).all() and (easy["beyond_one_action"] <= league.TOLERANCE).all()
+
+
+def test_the_discounted_optimum_is_the_same_where_no_tie_decides():
+    """So the steps that hindsight counts to its own optimum can stand beside those of the others."""
+    hindsight = importlib.import_module("hindsight_follower")
+    for game, row in league.OPTIMA.iterrows():
+        own = hindsight.Args(env_id=game).optimum
+        assert own.pessimistic == pytest.approx(row["stackelberg_value_pessimistic"], abs=1e-6)
+        if game not in league.TIED:
+            assert own.value == pytest.approx(row["stackelberg_value"], abs=1e-6)

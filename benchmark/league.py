@@ -46,6 +46,11 @@ SOME_GAMES = [f"{ROWS[i]}-{ROWS[(i + k) % 12]}" for i in range(12) for k in (1, 
 PAPER = {"explore": ("action",), "learning_rate": (0.008,), "adam_eps": (0.02,), "risk_seeking": (0.0,)}
 PAPER |= {"follower_learning_rate": (0.02,), "follower_baseline_rate": (0.2,)}
 PAPER |= {"follower_gamma": (1.0,), "follower_ent_coef": (0.0,)}
+# The same of PG and DQN, all of it (benchmark/README.md, "The authors' settings")
+PAPER_FOLLOWER = {"follower_learning_rate": 0.02, "follower_baseline_rate": 0.0, "follower_gamma": 1.0}
+PAPER_FOLLOWER |= {"follower_ent_coef": 0.0, "shuffled_leaders": False}
+PAPER_PG = {"explore": "action", "adam_eps": 1e-8, "baseline": False, "norm_adv": False} | PAPER_FOLLOWER
+PAPER_DQN = {"answers_only": False, "n_step": 1, "centre_rewards": False} | PAPER_FOLLOWER
 ORDINAL, STOCHASTIC = {"games": ("ordinal",)}, {"commitment": "stochastic"}
 NO_REGRET = {"env_id": "ordinal", "rounds": (100,)}
 
@@ -57,6 +62,8 @@ METHODS = [
     Method("PPO, paper's settings", "vectorized_ppo_matrix", ORDINAL | PAPER, 5, "seeds"),
     Method("PG", "stackelberg_pg_matrix", {}, 2),
     Method("DQN", "stackelberg_dqn_matrix", {}, 2),
+    Method("PG, paper's settings", "stackelberg_pg_matrix", PAPER_PG, 1),
+    Method("DQN, paper's settings", "stackelberg_dqn_matrix", PAPER_DQN, 1),
     Method("PPO + Q-learning", "ppo_qlearning_matrix", {}, 1),
     Method("ES-MD", "es_md_matrix", {}, 1),
     Method("no-regret follower", "no_regret_follower", NO_REGRET, 5, "num_seeds", knows_payoffs=True),

@@ -599,6 +599,8 @@ LEAGUE = {
     "PPO, paper's settings": (BLUE, DASHED),
     "PG": (SKY, "-"),
     "DQN": (GREEN, "-"),
+    "PG, paper's settings": (SKY, DASHED),
+    "DQN, paper's settings": (GREEN, DASHED),
     "PPO + Q-learning": (ORANGE, "-"),
     "ES-MD": (BLACK, "-"),
     "no-regret follower": (YELLOW, "-"),
@@ -643,11 +645,15 @@ def league_boards(results_dir: Path):
     """A board for each method: the share of its runs in each of the 144 games that end in equilibrium."""
     rows = load_league(results_dir)
     names = [a if a == b else f"{a}-{b}" for a in GAMES for b in GAMES]
-    figure, axes = plt.subplots(3, 4, figsize=(11, 9), sharex=True, sharey=True)
-    for ax, method in zip(axes.flat, LEAGUE, strict=True):
+    figure, axes = plt.subplots(4, 4, figsize=(11, 10.5), sharey=True)
+    for ax in axes.flat[len(LEAGUE) :]:
+        ax.axis("off")
+    for k, (ax, method) in enumerate(zip(axes.flat, LEAGUE, strict=False)):
         some = rows[rows["method"] == method]
         shares = some.groupby("env_id")["in_equilibrium"].mean().reindex(names)
         image = board(ax, shares, "viridis", 0, 1)
+        if k < len(LEAGUE) - 4:
+            ax.set_xticklabels([])  # those of the board below are enough
         ax.set_title(f"{method}: {some['in_equilibrium'].mean():.0%}" if len(some) else method)
     figure.colorbar(image, ax=axes, shrink=0.4, label="share of runs in equilibrium (hatched: not run)")
     figure.supxlabel("follower's payoffs of", fontsize=9)

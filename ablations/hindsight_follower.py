@@ -15,9 +15,6 @@ with this action, not only for the one that was playing. Relabelled with all of 
 about once: 20 in a 2 x 2 game, where there are 32 leaders to try, and 90 in a 3 x 3 game, where there are 59,049. The
 same transitions give the leader imagined episodes, the queries and then the game against the follower's replies, which
 cost no steps of the environment. Real episodes try what was tried least.
-
-`--follower planning` has no weights: it solves the table of what was seen, for the leader's answers.
-`--follower network` is Q-learning with a network on relabelled transitions, for games too large for a table.
 """
 
 import copy
@@ -80,7 +77,7 @@ class Args:
     """how often, evenly over the steps, follower and leader learn from what was seen"""
 
     follower: Literal["planning", "network"] = "planning"
-    """planning: policy iteration on the table of what was seen; network: Q-learning, the context as an input"""
+    """planning: policy iteration on the table of what was seen; network: Q-learning, for games too large for a table"""
     gamma: float = 0.9
     """discount of the follower, which sees no clock and so takes the end of a matrix game for no terminal state"""
     hindsight: bool = True
@@ -89,7 +86,7 @@ class Args:
     """network: learn while the leader does; off: in the first half of all rounds, and the leader in the second"""
     follower_updates: int = 300
     """network: gradient steps in each round"""
-    follower_learning_rate: float = 3e-3
+    follower_learning_rate: float = 6e-3
     """network: Adam's learning rate, decaying to a twentieth over the rounds"""
     margin: float = 0.03
     """network: replies within so much, as a share of the range of rewards, count as ties, of which the worst counts"""
@@ -389,20 +386,24 @@ class Follower:
         return self.target(inputs).view(len(tables), num, -1)  # it is steadier
 
     def learn(self, transitions: list[Transition], near: torch.Tensor, left: float) -> float:
-        """Double Q-learning on relabelled transitions; half of the leaders are random, half from `near`, [n, leader's
+        """Double Q-learning on transitions that are valid for leaders, half of them random, half of `near` [n, leader's
         observations]; `left` is the share of rounds to come. Returns its loss."""
         args = self.args
         self.optimizer.param_groups[0]["lr"] = args.follower_learning_rate * left
         columns = [torch.as_tensor(np.array(column)) for column in zip(*transitions, strict=True)]
         played, _, state, action, rewards, next_state, terminated = columns
         reward = (rewards[:, 1] / self.model.scale[1]).float()
+        if not self.optimizer.state:  # begin at the level of all values, which is far from 0
+            nn.init.constant_(self.network[-1].bias, reward.mean() / (1 - args.gamma * (1 - terminated.float().mean())))
+            self.target.load_state_dict(self.network.state_dict())
         for _ in range(args.follower_updates):
-            i = torch.randint(len(transitions), (256,))
+            i = torch.randint(len(transitions), (256 * (args.num_actions[0] if args.hindsight else 1),))
             context = played[i]
             if args.hindsight:
                 context = torch.randint(args.num_actions[0], context.shape)
                 context[::2] = near[torch.randint(len(near), (len(context[::2]),))]
-                context[torch.arange(len(i)), state[i, 0]] = action[i, 0]
+                fits = context[torch.arange(len(i)), state[i, 0]] == action[i, 0]
+                i, context = i[fits], context[fits]
             with torch.no_grad():
                 following = self.inputs(context, next_state[i, 1])
                 after = self.target(following).gather(1, self.network(following).argmax(-1, keepdim=True)).squeeze(1)
@@ -548,8 +549,7 @@ def main(args: Args) -> dict:
     run_path, writer = start_run(args)
     experience, follower, curve, known = Experience(args), Follower(args), [], {}
     true_model, unit = (None, 1) if args.payoffs is None else (complete_model(args), args.num_steps)
-    near = torch.randint(args.num_actions[0], (args.num_leaders * args.batch_size, args.num_observations[0]))
-    champions = near[:1]  # the best so far; near are these and what leaders tried last
+    near = champions = torch.randint(args.num_actions[0], (256, args.num_observations[0]))
 
     def real_returns(tables: torch.Tensor) -> torch.Tensor:
         pairs = zip(tables.numpy(), follower.q_values(tables).argmax(-1).tolist(), strict=True)
@@ -581,22 +581,23 @@ def main(args: Args) -> dict:
             writer.add_scalar("losses/follower_td_loss", loss, experience.steps)
         if args.imagination and (args.follower_learns_on or not first_half):
             known.clear()
-            imagined_returns(champions)
+            trained = champions[imagined_returns(champions).argmax()]  # of those that the follower has learned about
             if args.leader == "solver":
                 payoffs = (model.rewards * model.tried).sum(1) / model.tried.sum(0).clamp(min=1)
                 near = torch.tensor([solve(args, payoffs.numpy()).leader_table])
             else:
                 _, near = train_leaders(args, args.num_leaders, args.leader_updates, imagined_returns)
             exploring = imagined_returns(near).mean().item() / unit
-            champions = torch.tensor(sorted(known, key=known.get, reverse=True)[: args.num_leaders])
-            near = torch.cat([near, champions.repeat(args.batch_size, 1)])
-            log(champions[0], exploring)
+            best = torch.tensor(sorted(known, key=known.get, reverse=True)[: args.num_leaders])
+            near, champions = torch.cat([near, best.repeat(args.batch_size, 1)]), torch.cat([best, champions])[:64]
+            table = trained if args.follower == "network" else best[0]
+            log(table, exploring)
     if not args.imagination:
         episode = args.num_observations[0] + model.horizon
         updates = max((args.total_timesteps - experience.steps) // (args.batch_size * episode), 1)
-        champions, _ = train_leaders(args, 1, updates, real_returns, lambda tables, mean: log(tables[0], mean / unit))
+        (table,), _ = train_leaders(args, 1, updates, real_returns, lambda tables, mean: log(tables[0], mean / unit))
 
-    table, (points, greedy, exploring) = champions[0], np.array(curve).T
+    points, greedy, exploring = np.array(curve).T
     replies = follower.q_values(table[None])[0].argmax(-1)
     result = {"script": os.path.basename(__file__), "env_id": args.env_id, "seed": args.seed, "args": asdict(args)}
     result |= {"stackelberg_value": None, "stackelberg_value_pessimistic": None, "optimum_of": "not known"}
@@ -632,8 +633,7 @@ def finish(result: dict, args: Args, run_path: str) -> None:
     with open(f"{run_path}/result.json.tmp", "w") as file:
         json.dump(result, file)
     os.replace(f"{run_path}/result.json.tmp", f"{run_path}/result.json")
-    is_own = args.payoffs is None
-    unit, scope = ("per episode", "; on what was seen, a lower bound") if is_own else ("per game step", "")
+    unit, scope = ("per episode", "; on what was seen, a lower bound") if args.env_file else ("per game step", "")
     optimum = "" if args.optimum is None else f"{args.optimum.value:.3f}, "
     print(f"""
 {result["env_id"]}: after {result["combined_steps"]:,} combined steps

@@ -139,11 +139,26 @@ def test_relabelled_contexts_give_the_answer_that_was_seen(monkeypatch):
     rows = torch.arange(len(contexts))
     pairs = set(zip(observations.tolist(), contexts[rows, observations].tolist(), strict=True))
     assert pairs == answered  # of what was seen, all, and nothing else
-    # elsewhere every second context is near the leader, and the others are uniform
+    # half of the leaders are the one that is near, as it is, and the others are uniform
+    is_near = (contexts == 1).all(1)
+    assert is_near.float().mean() == pytest.approx(0.5 + 0.5 / 32, abs=4 * 0.5 / len(contexts) ** 0.5)
     contexts[rows, observations] = -1
-    assert (contexts[0::2] != 0).all()
-    others = contexts[1::2][contexts[1::2] >= 0].float()
-    assert abs(others.mean() - 0.5) < 4 * 0.5 / len(others) ** 0.5
+    others = contexts[~is_near]
+    others = others[others >= 0].float()
+    assert others.mean() == pytest.approx(15 / 31, abs=4 * 0.5 / len(others) ** 0.5)
+
+
+def test_values_begin_at_their_level():
+    """That of rewards that go on with the share of transitions that do not end the game, discounted."""
+    args = parse(script, "--follower", "network", "--follower-updates", 1, "--follower-learning-rate", 1e-9)
+    step = script.Transition(np.zeros(5, int), 0, (0, 0), (0, 1), (0.0, 2.0), (2, 2), False)
+    steps = [step, step._replace(rewards=(0.0, 6.0)), step, step._replace(rewards=(0.0, 6.0), terminated=True)]
+    follower, tables = script.Follower(args), torch.zeros(1, 5, dtype=torch.int64)
+    follower.model = script.make_model(args, steps)
+    follower.learn(steps, tables, 1.0)
+    level = follower.network[-1].bias.mean().item() * follower.model.scale[1].item()
+    assert level == pytest.approx(4 / (1 - 0.9 * 3 / 4), rel=1e-4)
+    assert torch.equal(follower.network[-1].bias, follower.target[-1].bias)
 
 
 @pytest.mark.parametrize("flags", [("--env-id", "prisoners_dilemma"), ("--env-id", "chicken"), ("--random-game", 3, 4)])

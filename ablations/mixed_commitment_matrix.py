@@ -74,7 +74,7 @@ class Args:
     num_steps: int = 10
     """game steps per episode; 1: a one-shot game without memory, of any number of actions; otherwise 2 x 2"""
     total_timesteps: int | None = None
-    """combined environment steps, queries included; default: an episode for each (observation, both actions)"""
+    """combined steps, queries included; default: an episode per observation and pair of actions; one-shot network: 3"""
     rounds: int | None = None
     """so often, evenly over the steps, both learn from what was seen; default: 2, network 10"""
 
@@ -89,7 +89,7 @@ class Args:
 
     margin: float | None = None
     """with probabilities: replies count as best within so much per step, as a share of a third of the range of the
-    follower's payoffs, and the worst of them for the leader; default: 1e-4, network 0.02"""
+    follower's payoffs, and the worst of them for the leader; default: 1e-4, network 0.02, one-shot 0.01"""
     generations: int = 60
     """generations of each evolution of leaders"""
 
@@ -101,6 +101,7 @@ class Args:
         _, rows, columns = self.payoffs.shape
         if self.num_steps > 1 and (rows, columns) != (2, 2):
             raise ValueError(f"{rows} x {columns} actions are for one-shot games alone: add --num-steps 1")
+        self.margin = self.margin or (1e-4 if self.follower == "planning" else 0.02 if self.num_steps > 1 else 0.01)
         if self.random_game is not None:
             self.env_id = "random_{}x{}_{}".format(*self.random_game)
         elif self.leader_payoff:
@@ -332,7 +333,6 @@ class Follower:
 
 # --------------------------------------------------------------------------------------------------------- the leader
 LOGIT_STD = 2.0  # of the logits of random leaders
-MARGIN = {"planning": 1e-4, "network": 0.02}
 
 
 def search(worth, shape: tuple[int, int], generations: int, rng: np.random.Generator, known: np.ndarray):
@@ -363,7 +363,7 @@ def make_worth(follower: Follower, args: Args, rng: np.random.Generator, samples
     """Returns the function from leaders [n, O, A] to what they are worth in imagined episodes, [n]. Asked for its
     probabilities, a leader plays as it answers, and counts the worst reply within the margin. Asked for K actions, it
     does not: its worth is that of its POMDP, the mean over `samples` of its answers."""
-    margin, scale, k = args.margin or MARGIN[args.follower], follower.game.scale, args.queries
+    margin, scale, k = args.margin, follower.game.scale, args.queries
 
     def worth(leaders: np.ndarray, price: np.ndarray | float = np.inf) -> np.ndarray:
         if k == "probabilities":
@@ -571,9 +571,9 @@ def main(args: Args) -> dict:
     experience, follower, steps, steps_to_try_all, curve = Experience(game), Follower(game, args), 0, 0, []
     worth, look_again = (make_worth(follower, args, rng, n * 256 // game.num_observations**2) for n in (1, 64))
     optima, plans = solve(game), args.follower == "planning" and args.queries == "probabilities"
-    answers = 1 if args.queries == "probabilities" else args.queries
-    episode_steps = game.num_observations * answers + game.num_steps  # queries and game
-    total = args.total_timesteps or experience.count.size * episode_steps
+    episode_steps = game.num_observations * (1 if args.queries == "probabilities" else args.queries) + game.num_steps
+    episodes = experience.count.size * (3 if args.follower == "network" and game.num_steps == 1 else 1)
+    total = args.total_timesteps or episodes * episode_steps
     rounds = args.rounds or {"planning": 2, "network": 10}[args.follower]
     champions, exploring, news = np.zeros((1, *game.shape[:2])), None, True
     for k in tqdm(range(1, rounds + 1), desc="rounds", leave=False, disable=None):
@@ -592,7 +592,7 @@ def main(args: Args) -> dict:
             best = np.argsort(-look_again(softmax(champions[:known], -1)), kind="stable")[:8]
             leader, champions = softmax(champions[best[0]], -1), np.concatenate([champions[best], found])
         elif news:
-            margin, news = game.scale[1] * (args.margin or MARGIN["planning"]), False
+            margin, news = game.scale[1] * args.margin, False
             if game.num_steps == 1:
                 leader = commitment(*model.rewards[:, 0], margin)[1][None]
             else:

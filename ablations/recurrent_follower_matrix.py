@@ -59,7 +59,7 @@ class Args:
     trial_episodes: int = 4
     """episodes of a trial, in which the leader keeps to one table; the last is paid for"""
 
-    follower_timesteps: int = 1_200_000
+    follower_timesteps: int = 3_600_000
     """environment steps of pre-training"""
     trials_per_leader: int = 4
     """trials against each of the 32 leaders in a batch of pre-training"""

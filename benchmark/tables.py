@@ -462,7 +462,7 @@ def mixed() -> str:
     """Leaders that mix: how near their guaranteed return comes to the most that can be guaranteed."""
     runs = load("mixed_runs")
     names = {"dilemma": "prisoner's dilemma", "table3": "Table 3", "ordinal": "the other 132 ordinal games"}
-    names["others"] = "others of Table 3, seed 1"
+    names["others"] = "the others of Table 3"
     names |= {"one-shot 3x3": "random one-shot 3 x 3"}
     rows = []
     for family, setting in dict.fromkeys(zip(runs["games"], runs["setting"], strict=True)):

@@ -603,6 +603,23 @@ def diff_md() -> str:
     return markdown(header, rows)
 
 
+def recurrent() -> str:
+    """A follower that asks nothing: where leaders end, and how fast the follower finds out."""
+    table, rows = load("recurrent_runs"), []
+    regrets = [name for name in table if re.fullmatch(r"follower_regret_\d+", name)]
+    for game in run.GAMES:
+        some, clock = (pick(table, env_id=game, leader=leader) for leader in ("invariant", "clock"))
+        hits = (some["leader_return_greedy"] - some["stackelberg_value"]).abs() <= NEAR
+        cells = [game, *(number(some[f"stackelberg_value{x}"].iloc[0]) for x in ("", "_counting"))]
+        cells += [" ".join(map(number, some["leader_return_greedy"])), f"{hits.sum()}/{len(some)}"]
+        cells += [", ".join(number(some[name].mean(), 3) for name in regrets)]
+        cells += [f"{some[regrets[-1].replace('regret', 'answered').replace('follower', 'tables')].mean():.1f}"]
+        rows.append([*cells, " ".join(map(number, clock["leader_return_greedy"]))])
+    header = ["game", "optimum", "if followers count steps", "leaders, greedy, by seed", "at the optimum"]
+    header += ["follower's regret in each episode", "leaders answered rightly at the end, of 32"]
+    return markdown([*header, "leaders with a clock"], rows)
+
+
 def hindsight() -> str:
     """Any game: what is finished of `hindsight.py`, by games and learner."""
     rows = []
@@ -623,7 +640,17 @@ TABLES: dict[str, Callable[[], str]] = {
         *(fig2, fig2_responses),
         *(fig3, fig4, fig5, fig6, ppo_qlearning, es_md, theorem2),
         *(mixed, mixed_queries, mixed_classes, mixed_gains),
-        *(no_regret, two_followers, diff_md, hindsight, league_table, league_short, league_why, league_hardest),
+        *(
+            no_regret,
+            two_followers,
+            diff_md,
+            recurrent,
+            hindsight,
+            league_table,
+            league_short,
+            league_why,
+            league_hardest,
+        ),
     )
 }
 

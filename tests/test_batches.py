@@ -72,6 +72,20 @@ def test_leaders_that_mix_are_guaranteed_nearly_all_that_can_be():
         assert len(random) == 50 and (random["miss"] <= 3 * limit).mean() >= share  # of the range: three scales
 
 
+def test_a_follower_that_asks_nothing_finds_out_and_leaders_end_at_the_optimum():
+    runs = load("recurrent_runs")
+    some, clock = (runs[runs["leader"] == kind] for kind in ("invariant", "clock"))
+    near = (some["leader_return_greedy"] - some["stackelberg_value"]).abs() <= 0.05 + 1e-6
+    assert len(some) == 36 and near.groupby(some["env_id"]).all().sum() == 12
+    assert (some["follower_steps"] <= 3_600_000).all()
+    regrets = some.groupby("env_id")[["follower_regret_1", "follower_regret_4"]].mean()
+    assert (regrets["follower_regret_4"] < regrets["follower_regret_1"]).all()
+    assert (regrets["follower_regret_4"] <= 0.05).all()
+    gain = clock["leader_return_greedy"] - clock["stackelberg_value"]
+    pays = gain.groupby(clock["env_id"]).min() > 0.05
+    assert set(pays.index[pays]) == {"prisoners_dilemma", "deadlock", "prisoners_delight"}
+
+
 @pytest.mark.parametrize("figure", ["no_regret", "two_followers", "diff_md"])
 def test_a_figure_is_drawn_from_the_committed_results(figure, tmp_path):
     plot_batch.main(plot_batch.Args(figures=(figure,), figures_dir=str(tmp_path)))

@@ -613,7 +613,7 @@ def recurrent() -> str:
         cells = [game, *(number(some[f"stackelberg_value{x}"].iloc[0]) for x in ("", "_counting"))]
         cells += [" ".join(map(number, some["leader_return_greedy"])), f"{hits.sum()}/{len(some)}"]
         cells += [", ".join(number(some[name].mean(), 3) for name in regrets)]
-        cells += [f"{some[regrets[-1].replace('regret', 'answered').replace('follower', 'tables')].mean():.1f}"]
+        cells += [f"{some[f'tables_answered_{len(regrets)}'].mean():.1f}"]
         rows.append([*cells, " ".join(map(number, clock["leader_return_greedy"]))])
     header = ["game", "optimum", "if followers count steps", "leaders, greedy, by seed", "at the optimum"]
     header += ["follower's regret in each episode", "leaders answered rightly at the end, of 32"]

@@ -156,16 +156,17 @@ def league_why() -> str:
 
 
 def league_hardest() -> str:
-    """The five games that most methods miss."""
+    """The games that most methods miss: five, and those that as many miss as the fifth."""
     rows = []
-    for game in landscapes()[:5].itertuples():
+    games = landscapes()
+    for game in games[games["missed"] >= games["missed"].iloc[4]].itertuples():
         numbers = [number(x) for x in (game.optimum, game.optimum - game.beyond_one_action, game.second_reply_costs)]
         rows.append([game.env_id, str(game.missed), *numbers, str(game.tables), f"`{game.leader_policy}`"])
     header = [
         "game",
         "methods that miss it",
-        "optimum",
-        "best of one action for all",
+        "guaranteed to tables",
+        "to one action for all",
         "second reply costs the follower",
     ]
     return markdown([*header, "tables that attain the optimum", "one of them"], rows)
@@ -213,7 +214,7 @@ def dqn_targets() -> str:
         "every step, to the end of the episode (`--n-step 0`)": pick(variants, setting="dqn whole episode"),
         "every step, 5 steps ahead (`--n-step 5`)": pick(variants, setting="dqn 5 steps"),
         "every step, one step ahead (`--n-step 1`)": pick(variants, setting="dqn one step"),
-        "the same, uncentred rewards (authors)": pick(variants, setting="dqn authors"),
+        "the same, with all of the authors' settings": pick(variants, setting="dqn authors"),
     }
     games, rows = ("prisoners_dilemma", "chicken"), []
     for name, some in settings.items():
@@ -262,7 +263,7 @@ def clock() -> str:
     games = f"In {len(some)} of {len(gains)} random 2x2 games"
     return (
         f"{games} of 10 steps some leader lets such a follower do better than any stationary one.\n"
-        f"The gain is {some.mean():.1%} of the range of its payoffs in the mean over these games,\n"
+        f"The gain is {some.mean():.1%} of the range of its payoffs in the mean over these {len(some)},\n"
         f"{some.max():.1%} at most; the leader's optimum changes in {changed} of the {len(gains)} (`clock.csv`)."
     )
 
@@ -491,8 +492,9 @@ def mixed_queries() -> str:
                 continue
             means = pick(some, setting=setting)[["leader_return_greedy", "leader_return_guaranteed"]].mean()
             label = "1 action" if setting == "1 actions" else setting.replace("planning", "probabilities")
-            rows.append([name, label, number(means.iloc[0], 3), number(means.iloc[1], 3)])
-    return markdown(["game", "answer", "against the follower, which sees answers", "guaranteed"], rows)
+            seeds = str(some[some["setting"] == setting]["seed"].nunique())
+            rows.append([name, label, seeds, number(means.iloc[0], 3), number(means.iloc[1], 3)])
+    return markdown(["game", "answer", "seeds", "against the follower, which sees answers", "guaranteed"], rows)
 
 
 def mixed_classes() -> str:

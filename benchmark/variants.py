@@ -31,7 +31,7 @@ class Args:
     run_dir: str = "runs/benchmark"
     """folder that every run's own folder is made in"""
     only: str = ""
-    """settings to run, by a part of their name; the file then holds only these"""
+    """settings to run, by a part of their name; the file keeps what it has of the others"""
 
 
 PAPER_FOLLOWER = {"follower_learning_rate": 0.02, "follower_gamma": 1.0, "follower_ent_coef": 0.0}
@@ -106,7 +106,10 @@ def main(args: Args) -> int:
             print(f"failed: {run.name} ({how_it_ended})", file=sys.stderr)
     paths = [(name, result_of(run, args.run_dir)) for name in names for run in runs_of(name)]
     rows = pd.DataFrame([row for name, path in paths if path for row in rows_of(name, path)])
-    write_csv(str(ROOT / "benchmark/results/variants.csv"), rows)
+    path = ROOT / "benchmark/results/variants.csv"
+    others = pd.read_csv(path) if path.exists() else pd.DataFrame({"setting": []})
+    rows = pd.concat([others[~others["setting"].isin(names)], rows])
+    write_csv(str(path), rows)
     print(rows.groupby("setting", sort=False).size().to_string())
     return int(not all(path for _, path in paths))
 

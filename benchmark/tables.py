@@ -329,6 +329,33 @@ def fig2_responses() -> str:
     return markdown([*header, "mean", "least", "ties"], rows)
 
 
+def atari_variants() -> str:
+    """The Atari runs with other settings, below the defaults."""
+    table, rows = load("atari_variants_runs"), []
+    table = pd.concat([pick(table, setting="default"), table[table["setting"] != "default"]])
+    for (name, leader), runs in table.groupby(["setting", "leader"], sort=False):
+        price = "0.75" if leader == "seller" else "0.25"
+        cells = [name, leader, str(len(runs))]
+        for how in ("greedy", "sampled"):
+            cells.append(" ".join(f"{best:.0%}" for best in runs[f"best_response_at_{price}_{how}"]))
+        cells.append(" ".join(number(value) for value in runs["leader_return_greedy"]))
+        for how in ("greedy", "sampled"):
+            for player in ("seller", "buyer"):
+                change = runs[f"{player}_hits_per_shot_{how}"] - runs[f"{player}_hits_per_shot_before_{how}"]
+                cells.append(f"{change.mean():+.3f}")
+        rows.append(cells)
+    header = [
+        "setting",
+        "leader",
+        "seeds",
+        "best responses at 0.75 (0.25), greedy",
+        "sampled",
+        "leader's return, greedy",
+    ]
+    header += [f"{who}'s aim, {how}" for how in ("greedy", "sampled") for who in ("seller", "buyer")]
+    return markdown(header, rows)
+
+
 # ------------------------------------------------------------------------------------------------- ablations/README.md
 def ended(rows: pd.DataFrame) -> list[str]:
     """Returns the mean return of greedy and exploring leaders, and in how many seeds both are at least -0.1."""
@@ -639,7 +666,7 @@ TABLES: dict[str, Callable[[], str]] = {
     for f in (
         *(methods, misses, throughput, budget, held_out, fig1, authors, dqn_targets),
         *(commitments, clock, pomdp_values, verification),
-        *(fig2, fig2_responses),
+        *(fig2, fig2_responses, atari_variants),
         *(fig3, fig4, fig5, fig6, ppo_qlearning, es_md, theorem2),
         *(mixed, mixed_queries, mixed_classes, mixed_gains),
         *(

@@ -86,23 +86,23 @@ class Args:
 
 
 def payoffs_of(args) -> np.ndarray:
-    """Returns the game's payoffs, [player, leader's action, follower's action]; player 0 is the leader. The
-    game is named in `env_id`. Raises ValueError if the flags give none."""
+    """Returns payoffs [player, leader's action, follower's action], names their game, or raises ValueError."""
+    names = args.env_id.split("-")
+    is_known = len(names) <= 2 and {*names} <= {*PAYOFFS}
     if args.random_game is not None:
         actions, number = args.random_game
-        if actions < 1 or number < 0:
-            raise ValueError(f"--random-game needs the number of actions and the game's, got {actions} and {number}")
+        if actions < 1 or number < 0 or args.leader_actions:
+            raise ValueError("--random-game needs the number of actions of both players, and the game's; nothing else")
         args.env_id = f"random_{actions}x{actions}_{number}"
         return np.random.default_rng(number).random((2, actions, actions))
     if args.leader_payoff or args.follower_payoff:
-        size = len(args.leader_payoff)
+        size, finite = len(args.leader_payoff), np.isfinite(args.leader_payoff + args.follower_payoff).all()
         rows = args.leader_actions or math.isqrt(size)
-        if not (0 < size == len(args.follower_payoff) and rows > 0 and size % rows == 0):
-            raise ValueError("--leader-payoff, --follower-payoff: as many of each, a square or --leader-actions rows")
-        args.env_id = "custom"
+        if not (finite and 0 < size == len(args.follower_payoff) and rows > 0 and size % rows == 0):
+            raise ValueError("--leader-payoff, --follower-payoff: as many, finite; a square or --leader-actions rows")
+        args.env_id = "custom" if is_known else args.env_id
         return np.array([args.leader_payoff, args.follower_payoff], dtype=np.float64).reshape(2, rows, -1)
-    names = args.env_id.split("-")
-    if len(names) > 2 or not {*names} <= {*PAYOFFS}:
+    if not is_known:
         raise ValueError(f"no game {args.env_id!r}: {', '.join(PAYOFFS)}, two as A-B, or your own payoffs")
     return np.array([PAYOFFS[names[0]], np.transpose(PAYOFFS[names[-1]])], dtype=np.float64)
 

@@ -11,10 +11,9 @@
 
 The follower's context is the leader's policy: its answer to each of its observations. So a transition (observation,
 leader's action, follower's action, rewards, next observation) is valid for every leader that answers this observation
-with this action, not only for the one that was playing. Relabelled with all of them, each such transition need be seen
-about once: 20 in a 2 x 2 game, where there are 32 leaders to try, and 90 in a 3 x 3 game, where there are 59,049. The
-same transitions give the leader imagined episodes, the queries and then the game against the follower's replies, which
-cost no steps of the environment. Real episodes try what was tried least.
+with this action, and need be seen about once: 20 in a 2 x 2 game, where there are 32 leaders to try, and 90 in a 3 x 3
+game, where there are 59,049. From the same transitions leaders learn in imagined episodes, queries and then the game
+against the follower's replies, at no cost in steps of the environment. Real episodes try what was tried least.
 """
 
 import copy
@@ -23,7 +22,9 @@ import json
 import math
 import os
 import runpy
+import sys
 import time
+import traceback
 from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Literal, NamedTuple
@@ -72,12 +73,12 @@ class Args:
     num_steps: int = 10
     """matrix games: game steps per episode; an episode is a query of each leader's observation and then these"""
     total_timesteps: int | None = None
-    """combined steps, queries included; default: 10 (without imagination 1,000) per observation and pair of actions"""
+    """combined steps, queries included; default: at least 10 (without imagination 1,000) per observation and actions"""
     rounds: int = 20
     """how often, evenly over the steps, follower and leader learn from what was seen"""
 
     follower: Literal["planning", "network"] = "planning"
-    """planning: policy iteration on the table of what was seen; network: Q-learning, for games too large for a table"""
+    """planning: policy iteration on the table of what was seen; network: Q-learning"""
     gamma: float = 0.9
     """discount of the follower, which sees no clock and so takes the end of a matrix game for no terminal state"""
     hindsight: bool = True
@@ -87,7 +88,7 @@ class Args:
     follower_updates: int = 300
     """network: gradient steps in each round"""
     follower_learning_rate: float = 6e-3
-    """network: Adam's learning rate, decaying to a twentieth over the rounds"""
+    """network: Adam's learning rate, decaying linearly over the rounds in which it learns"""
     margin: float = 0.03
     """network: replies within so much, as a share of the range of rewards, count as ties, of which the worst counts"""
 
@@ -105,25 +106,24 @@ class Args:
     """Adam's learning rate of the leader"""
     risk_seeking: float = 5.0
     """a table weighs exp(risk_seeking * its return in standard deviations), so that the best of a batch count most"""
-    ent_coef: float = 0.05
-    """first coefficient of the leader's entropy bonus, which decays to 0 in each round"""
     eval_episodes: int = 100
     """your own game: episodes of every evaluation; any game: those in which the follower learns on, in the end"""
 
     def __post_init__(self):
-        may_be_zero = {"seed", "ent_coef"}
+        may_be_zero, below = {"seed", "margin"}, {"gamma": 1}
         for flag, value in asdict(self).items():
-            if type(value) in (int, float) and not (0 < value < math.inf or (value == 0 and flag in may_be_zero)):
-                raise ValueError(f"--{flag.replace('_', '-')} must be positive, got {value}")
-        if self.gamma >= 1:
-            raise ValueError(f"--gamma must be less than 1, got {self.gamma}")
+            in_range = type(value) not in (int, float) or 0 < value < below.get(flag, math.inf)
+            if not (in_range or (value == 0 and flag in may_be_zero)):
+                raise ValueError(f"--{flag.replace('_', '-')} must be positive, and --gamma below 1, got {value}")
         if self.follower == "planning" and not (self.hindsight and self.follower_learns_on):
             raise ValueError("a follower that plans learns in hindsight and learns on: add --follower network")
         if self.env_file is None:
-            self.payoffs = payoffs_of(self)
-            self.env, self.optimum, leaders = MatrixGame(self.payoffs, self.num_steps), solve(self), ()
+            if self.num_steps == 1:
+                raise ValueError("--num-steps must be 2 or more: in one step no answer but the first is ever given")
+            self.payoffs, length, leaders = payoffs_of(self), self.num_steps, ()
+            self.env, self.optimum = MatrixGame(self.payoffs, length), solve(self)
         else:
-            self.env, self.payoffs, self.optimum = load_env(self.env_file), None, None
+            (self.env, length), self.payoffs, self.optimum = load_env(self.env_file), None, None
             self.env_id, leaders = self.env_file.rpartition(":")[2], self.env.possible_agents
         if self.leader == "solver" and self.optimum is None:
             raise ValueError("--leader solver is for matrix games alone, of six actions or so")
@@ -132,8 +132,9 @@ class Args:
         self.agents = sorted(self.env.possible_agents, key=lambda agent: agent != self.leader_agent)  # the leader first
         self.num_observations = [int(self.env.observation_space(agent).n) for agent in self.agents]
         self.num_actions = [int(self.env.action_space(agent).n) for agent in self.agents]
-        triples = self.num_observations[0] * math.prod(self.num_actions)
-        self.total_timesteps = self.total_timesteps or triples * (10 if self.imagination else 1_000)
+        triples, episode = max(self.num_observations) * math.prod(self.num_actions), length + self.num_observations[0]
+        enough = max(10 * triples, 3 * triples * episode / length, 10 * episode)
+        self.total_timesteps = self.total_timesteps or math.ceil(enough * (1 if self.imagination else 100))
 
 
 # ---------------------------------------------------------------------------------------------------------- the game
@@ -155,32 +156,30 @@ PAYOFFS = {
 
 
 def payoffs_of(args) -> np.ndarray:
-    """Returns the game's payoffs, [player, leader's action, follower's action]; player 0 is the leader. The
-    game is named in `env_id`. Raises ValueError if the flags give none."""
+    """Returns payoffs [player, leader's action, follower's action], names their game, or raises ValueError."""
+    names = args.env_id.split("-")
+    is_known = len(names) <= 2 and {*names} <= {*PAYOFFS}
     if args.random_game is not None:
         actions, number = args.random_game
-        if actions < 1 or number < 0:
-            raise ValueError(f"--random-game needs the number of actions and the game's, got {actions} and {number}")
+        if actions < 1 or number < 0 or args.leader_actions:
+            raise ValueError("--random-game needs the number of actions of both players, and the game's; nothing else")
         args.env_id = f"random_{actions}x{actions}_{number}"
         return np.random.default_rng(number).random((2, actions, actions))
     if args.leader_payoff or args.follower_payoff:
-        size = len(args.leader_payoff)
+        size, finite = len(args.leader_payoff), np.isfinite(args.leader_payoff + args.follower_payoff).all()
         rows = args.leader_actions or math.isqrt(size)
-        if not (0 < size == len(args.follower_payoff) and rows > 0 and size % rows == 0):
-            raise ValueError("--leader-payoff, --follower-payoff: as many of each, a square or --leader-actions rows")
-        args.env_id = "custom"
+        if not (finite and 0 < size == len(args.follower_payoff) and rows > 0 and size % rows == 0):
+            raise ValueError("--leader-payoff, --follower-payoff: as many, finite; a square or --leader-actions rows")
+        args.env_id = "custom" if is_known else args.env_id
         return np.array([args.leader_payoff, args.follower_payoff], dtype=np.float64).reshape(2, rows, -1)
-    names = args.env_id.split("-")
-    if len(names) > 2 or not {*names} <= {*PAYOFFS}:
+    if not is_known:
         raise ValueError(f"no game {args.env_id!r}: {', '.join(PAYOFFS)}, two as A-B, or your own payoffs")
     return np.array([PAYOFFS[names[0]], np.transpose(PAYOFFS[names[-1]])], dtype=np.float64)
 
 
 class MatrixGame(ParallelEnv):
-    """An iterated m x n game of `num_steps` steps, in which both players observe the last pair of actions.
-
-    Payoffs are [player, leader's action, follower's action]. Observation 0 is the start, 1 + n a + b the pair (a, b).
-    """
+    """An iterated m x n game of `num_steps` steps with payoffs [player, leader's action, follower's action]. Both
+    observe the last pair of actions: 0 is the start, 1 + n a + b the pair (a, b)."""
 
     metadata = {"name": "iterated_matrix_game"}  # noqa: RUF012
 
@@ -206,28 +205,34 @@ class MatrixGame(ParallelEnv):
         return self.all(1 + self.payoffs.shape[2] * a + b), rewards, self.all(False), self.all(over), self.all({})
 
 
-def load_env(env_file: str) -> ParallelEnv:
-    """Returns the user's own game. Raises ValueError with what would fit if it does not."""
-    path, _, function = env_file.rpartition(":")
+def load_env(env_file: str) -> tuple[ParallelEnv, float]:
+    """Returns the user's own game and the mean length of its episodes. Raises ValueError if it does not fit."""
+    path, colon, function = env_file.rpartition(":")
     try:
-        env = runpy.run_path(path)[function]()
+        assert colon, "FILE.py:FUNCTION is needed"
+        sys.path.insert(0, os.path.dirname(os.path.abspath(path)))  # for what the file imports
+        env, length = runpy.run_path(path)[function](), 0
         agents = env.possible_agents
         assert len(agents) == 2, f"it has {len(agents)} agents; two are needed, the leader and the follower"
-        for agent in agents:
-            for space in (env.observation_space(agent), env.action_space(agent)):
-                fits = isinstance(space, gym.spaces.Discrete) and space.start == 0
-                assert fits, f"{agent} has the space {space}; Discrete(n) is needed for observations and actions"
+        for space in (of(agent) for agent in agents for of in (env.observation_space, env.action_space)):
+            assert isinstance(space, gym.spaces.Discrete) and space.start == 0, f"Discrete(n) is needed, not {space}"
         for seed, rng in enumerate(map(np.random.default_rng, range(10))):
-            env.reset(seed=seed)
-            for _ in range(10_000):
+            observations, before = env.reset(seed=seed)[0], length
+            while True:
+                fits = all(env.observation_space(agent).contains(observations[agent]) for agent in agents)
+                assert fits, f"it returns the observations {observations}, which are not in their spaces"
                 assert len(env.agents) in (0, 2), "an agent leaves early; both must stay until the end"
-                if env.agents:
-                    env.step({agent: int(rng.integers(env.action_space(agent).n)) for agent in agents})
-            assert not env.agents, "an episode of random actions does not end within 10,000 steps; it must"
+                assert length < before + 10_000, "random actions do not end an episode within 10,000 steps; they must"
+                if not env.agents:
+                    break
+                actions = {agent: int(rng.integers(env.action_space(agent).n)) for agent in agents}
+                observations, length = env.step(actions)[0], length + 1
         parallel_api_test(env, num_cycles=100)
     except Exception as error:  # whatever the user's file raises
-        raise ValueError(f"--env-file {env_file!r} does not fit: {error or type(error).__name__}") from error
-    return env
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        what = f"{type(error).__name__}: {str(error) or last.line} ({os.path.basename(last.filename)}, {last.lineno})"
+        raise ValueError(f"--env-file {env_file!r} does not fit: {what}") from error
+    return env, length / 10
 
 
 # -------------------------------------------------------------------------------------------- episodes and experience
@@ -274,8 +279,7 @@ class Experience:
         self.answered.update((t.state[0], t.actions[0]) for t in episode)
         self.tried.update((t.state, *t.actions) for t in episode)
         self.steps += self.args.num_observations[0] + len(episode)
-        if len(self.tried) > before:
-            self.steps_to_try_all = self.steps
+        self.steps_to_try_all = self.steps if len(self.tried) > before else self.steps_to_try_all
         return sum(t.rewards[0] for t in episode)
 
     def explore(self, table: np.ndarray | None = None) -> None:
@@ -320,10 +324,8 @@ def make_model(args: Args, transitions: list[Transition]) -> Model:
 def follower_values(args: Args, model: Model, tables: torch.Tensor, replies: torch.Tensor | None = None):
     """Policy iteration for leaders' tables [n, leader's observations]: the follower's Q-values [n, its observations,
     B], minus infinity where nothing was tried, and values [n, its observations], of its best replies or those given.
-
-    All transitions count that such a leader could have brought, by how often they were seen. That is exact where the
-    follower sees what the leader sees, and it is a Markov state; else it is the best reply to what was seen.
-    """
+    All transitions count that such a leader could have brought, by how often they were seen: exact where the follower
+    sees what the leader sees, and that is a Markov state."""
     (n, num), states, gamma = (len(tables), args.num_observations[1]), torch.arange(len(model.states)), args.gamma
     actions, next_seen = tables[:, model.states[:, 0]], model.next_state @ torch.eye(num)[model.states[:, 1]].double()
 
@@ -349,11 +351,13 @@ def follower_values(args: Args, model: Model, tables: torch.Tensor, replies: tor
 
 def imagine(model: Model, tables: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
     """The leader's expected returns [n] in imagined episodes, in units of `scale`, for its tables [n, its observations]
-    and the worst for it of all `best` replies, [n, follower's observations, B]. What was not tried ends an episode."""
+    and the worst for it of all `best` replies, [n, follower's observations, B]."""
     states, (seen_by_leader, seen_by_follower) = torch.arange(len(model.states)), model.states.T
     chosen, best, values = (states, tables[:, seen_by_leader]), best[:, seen_by_follower], 0 * model.start[None]
-    for _ in range(model.horizon):
+    least = model.rewards[0].min()  # in all steps that are left, or once: so little is worth what was not tried
+    for left in range(1, 1 + model.horizon):
         q_values = model.rewards[0][chosen] + (model.next_state[chosen] @ values[:, None, :, None])[..., 0]
+        q_values = torch.where(model.tried[chosen] > 0, q_values, torch.minimum(least, left * least))
         values = torch.where(best, q_values, torch.inf).amin(-1)
     return values @ model.start
 
@@ -422,22 +426,17 @@ class Follower:
 
 def train_leaders(args: Args, num_leaders: int, updates: int, returns_of, log=lambda *_: None):
     """Policy gradient of leaders side by side, from random ones; each tries whole tables, and one table is one episode.
-
     `returns_of` tables [n, observations] -> [n]. Returns the leaders' greedy tables, [num_leaders, observations], and
-    their last batch, [n, observations]. A table's weight is that of the gradient of log E[exp(risk_seeking * return)].
-    """
+    their last batch. A table's weight is that of the gradient of log E[exp(risk_seeking * return)]."""
     logits = nn.Parameter(0.01 * torch.randn(num_leaders, args.num_observations[0], args.num_actions[0]))
     optimizer = torch.optim.Adam([logits], lr=args.learning_rate, eps=1e-3)
-    for update in range(updates):
+    for _ in range(updates):
         policy = torch.distributions.Categorical(logits=logits, validate_args=False)
         tables = policy.sample((args.batch_size,))  # [batch, leaders, observations]
         returns = returns_of(tables.flatten(0, 1)).view(args.batch_size, num_leaders)
         advantages = (returns - returns.mean(dim=0)) / (returns.std(dim=0, correction=0) + 1e-3)
         advantages = args.batch_size * torch.softmax(args.risk_seeking * advantages, dim=0) - 1  # their mean is 0
-        pg_loss = -(advantages * policy.log_prob(tables).sum(-1)).mean(dim=0).sum()
-        loss = pg_loss - args.ent_coef * (1 - update / updates) * policy.entropy().sum()
-        if not loss.isfinite():
-            raise SystemExit("the leader's training diverged: lower --learning-rate")
+        loss = -(advantages * policy.log_prob(tables).sum(-1)).mean(dim=0).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -448,24 +447,21 @@ def train_leaders(args: Args, num_leaders: int, updates: int, returns_of, log=la
 # --------------------------------------------------------------------------------------- the exact solution, proved
 class Solution(NamedTuple):
     value: float  # the leader's mean payoff in an episode, by a follower that breaks ties for it
-    pessimistic: float | None  # the most of leaders that leave no ties, if there are any
+    strict: float | None  # the most of leaders that leave no ties on their path, if there are any
     leader_table: list[int]  # [1 + m n], the action at the start and after each pair of actions
 
 
 def solve(args: Args, payoffs: np.ndarray | None = None) -> Solution | None:
     """Returns the optimum of deterministic memory-1 leaders against stationary discounted followers for payoffs [2, m,
-    n], by default the game's, or None if there is too much to try.
-
-    By the proof in exact_stackelberg.py only paths over distinct actions that end in a cycle need be tried, with the
-    action that leaves the follower least as every other answer. Here that is all of them.
-    """
+    n], by default the game's: by the proof in exact_stackelberg.py a path over distinct actions into a cycle, of which
+    all are tried. Returns None if they are too many."""
     leader, follower = args.payoffs if payoffs is None else payoffs
     rows, columns = leader.shape
-    if sum(math.perm(rows, k) * k * columns**k for k in range(1, rows + 1)) > 3e8:
+    if sum(math.perm(rows, k) * k * columns**k for k in range(1, rows + 1)) > 3e7:
         return None
     stay = follower.max(axis=1) / (1 - args.gamma)  # the follower's value if the leader repeats an action
     best_other = np.where(np.eye(columns, dtype=bool), -math.inf, follower[:, None]).max(axis=2)
-    value, pessimistic, table, tie = -math.inf, -math.inf, None, 1e-9  # what rounding leaves of a tie
+    value, strict, table, tie = -math.inf, -math.inf, None, 1e-9  # what rounding leaves of a tie
     for length, cycle in ((k, i) for k in range(1, rows + 1) for i in range(k)):
         step = np.eye(length)[[*range(1, length), cycle]]  # from each place of the path to the next
         discounted = np.linalg.inv(np.eye(length) - args.gamma * step)
@@ -475,7 +471,7 @@ def solve(args: Args, payoffs: np.ndarray | None = None) -> Solution | None:
             values, returns = follower[path, replies] @ discounted.T, leader[path, replies] @ shares
             least = np.minimum(values.min(axis=1), np.delete(stay, path).min(initial=math.inf))
             margins = (values - best_other[path, replies] - args.gamma * least[:, None]).min(axis=1)
-            pessimistic = max(pessimistic, returns[margins >= tie].max(initial=-math.inf))
+            strict = max(strict, returns[margins >= tie].max(initial=-math.inf))
             best = np.where(margins >= -tie, returns, -math.inf).argmax()
             if margins[best] >= -tie and returns[best] > value + tie:
                 value, nodes = float(returns[best]), stay.copy()
@@ -483,7 +479,7 @@ def solve(args: Args, payoffs: np.ndarray | None = None) -> Solution | None:
                 answers = np.full(leader.shape, nodes.argmin())
                 answers[path, replies[best]] = [*path[1:], path[cycle]]
                 table = [path[0], *answers.ravel().tolist()]
-    return Solution(value, float(pessimistic) if pessimistic > -math.inf else None, table)
+    return Solution(value, float(strict) if strict > -math.inf else None, table)
 
 
 # ------------------------------------------------------------------------------------------------------- measurement
@@ -491,22 +487,20 @@ def complete_model(args: Args) -> Model:
     """Returns the true model of a matrix game: that of all transitions there are."""
     steps, (_, rows, columns) = [], args.payoffs.shape
     for s, a, b in np.ndindex(1 + rows * columns, rows, columns):
-        t = 0 if s == 0 else max(args.num_steps - 1, 1)
+        t = 0 if s == 0 else args.num_steps - 1
         steps.append(Transition(None, t, (s, s), (a, b), args.payoffs[:, a, b], 2 * (1 + columns * a + b,), False))
     return make_model(args, steps)
 
 
 def measure(args: Args, model: Model, table: torch.Tensor, replies: torch.Tensor) -> dict[str, float]:
-    """What both players get, for the leader's table and the replies, and how much more each could have.
-
-    In real episodes that do not count; per game step in matrix games, where one says all, else per episode. The
-    follower's regret is on the model, and the mean reward per step that is worth as much, discounted.
-    """
-    count, unit = (args.eval_episodes, 1) if args.payoffs is None else (1, args.num_steps)
+    """What both players get, for the leader's table and the replies, and how much more each could have: in real
+    episodes that do not count, per game step in matrix games, where one episode says all, else per episode. The
+    follower's regret is on the model, discounted; in matrix games as the mean reward per step that is worth as much."""
+    count, unit, share = (args.eval_episodes, 1, 1) if args.payoffs is None else (1, args.num_steps, 1 - args.gamma)
     episodes = [play(args, table, lambda state, _: replies[state[1]], 10**6 + k) for k in range(count)]
     leader, follower = np.mean([np.sum([t.rewards for t in episode], axis=0) for episode in episodes], axis=0) / unit
     (_, best), (_, own) = (follower_values(args, model, table[None], given) for given in (None, replies[None]))
-    regret = (best - own)[0, model.states[:, 1]] @ model.start * (1 - args.gamma) * model.scale[1]
+    regret = (best - own)[0, model.states[:, 1]] @ model.start * model.scale[1] * share
     found = {"leader_return_greedy": leader, "follower_return": follower, "follower_regret": regret}
     if args.optimum is not None:
         found |= {"stackelberg_value": args.optimum.value, "leader_regret": args.optimum.value - leader}
@@ -549,7 +543,9 @@ def main(args: Args) -> dict:
     run_path, writer = start_run(args)
     experience, follower, curve, known = Experience(args), Follower(args), [], {}
     true_model, unit = (None, 1) if args.payoffs is None else (complete_model(args), args.num_steps)
-    near = champions = torch.randint(args.num_actions[0], (256, args.num_observations[0]))
+    near = torch.randint(args.num_actions[0], (256, args.num_observations[0]))  # leaders that the follower learns about
+    champions = near[:1]
+    learning = args.rounds if args.follower_learns_on else max(args.rounds // 2, 1)  # rounds of the follower
 
     def real_returns(tables: torch.Tensor) -> torch.Tensor:
         pairs = zip(tables.numpy(), follower.q_values(tables).argmax(-1).tolist(), strict=True)
@@ -574,24 +570,24 @@ def main(args: Args) -> dict:
     for k in tqdm(range(1, args.rounds + 1), desc="rounds", leave=False, disable=None):
         while experience.steps < args.total_timesteps * (1 if args.imagination else 0.5) * k / args.rounds:
             experience.explore()
-        model, first_half = make_model(args, experience.transitions), 2 * k <= args.rounds
-        follower.model = model
-        if args.follower == "network" and (args.follower_learns_on or first_half):
-            loss = follower.learn(experience.transitions, near, 1 - (k - 1) / args.rounds)
+        follower.model = model = make_model(args, experience.transitions)
+        if args.follower == "network" and k <= learning:
+            loss = follower.learn(experience.transitions, near, 1 - (k - 1) / learning)
             writer.add_scalar("losses/follower_td_loss", loss, experience.steps)
-        if args.imagination and (args.follower_learns_on or not first_half):
+        if args.imagination and (args.follower_learns_on or k >= learning):
             known.clear()
             trained = champions[imagined_returns(champions).argmax()]  # of those that the follower has learned about
             if args.leader == "solver":
-                payoffs = (model.rewards * model.tried).sum(1) / model.tried.sum(0).clamp(min=1)
+                weights = model.tried + 1e-9  # of pairs that were never tried the least that was seen
+                payoffs = (model.rewards * weights).sum(1) / weights.sum(0)
                 near = torch.tensor([solve(args, payoffs.numpy()).leader_table])
             else:
                 _, near = train_leaders(args, args.num_leaders, args.leader_updates, imagined_returns)
             exploring = imagined_returns(near).mean().item() / unit
             best = torch.tensor(sorted(known, key=known.get, reverse=True)[: args.num_leaders])
-            near, champions = torch.cat([near, best.repeat(args.batch_size, 1)]), torch.cat([best, champions])[:64]
-            table = trained if args.follower == "network" else best[0]
+            table = trained if args.follower == "network" else near[0] if args.leader == "solver" else best[0]
             log(table, exploring)
+            near, champions = torch.cat([near, best.repeat(args.batch_size, 1)]), torch.cat([best, champions])[:64]
     if not args.imagination:
         episode = args.num_observations[0] + model.horizon
         updates = max((args.total_timesteps - experience.steps) // (args.batch_size * episode), 1)
@@ -600,15 +596,18 @@ def main(args: Args) -> dict:
     points, greedy, exploring = np.array(curve).T
     replies = follower.q_values(table[None])[0].argmax(-1)
     result = {"script": os.path.basename(__file__), "env_id": args.env_id, "seed": args.seed, "args": asdict(args)}
-    result |= {"stackelberg_value": None, "stackelberg_value_pessimistic": None, "optimum_of": "not known"}
+    unknown = "stackelberg_value stackelberg_value_strict leader_regret steps_to_converge steps_to_converge_exploring"
+    result |= dict.fromkeys(f"{unknown} steps_to_try_all".split()) | {"optimum_of": "not known"}
     result |= measure(args, true_model or model, table, replies)
     result |= {"leader_policy": table.tolist(), "follower_policy": replies.tolist()}
-    result |= {"combined_steps": experience.steps, "steps_to_try_all": experience.steps_to_try_all}
-    result |= {"triples_tried": len(experience.tried), "leader_return": exploring[-math.ceil(len(curve) / 10) :].mean()}
+    result |= {"combined_steps": experience.steps, "triples_tried": len(experience.tried)}
+    result["leader_return"] = exploring[-math.ceil(len(curve) / 10) :].mean()  # in imagined episodes, if there are any
+    if true_model and true_model.tried.numel() == len(experience.tried):
+        result["steps_to_try_all"] = experience.steps_to_try_all
     if args.optimum is not None:
         leaders = f"the mean over {args.num_steps} steps of deterministic memory-1 leaders"
         result["optimum_of"] = f"{leaders} against stationary followers discounted by {args.gamma}"
-        result["stackelberg_value_pessimistic"] = args.optimum.pessimistic
+        result["stackelberg_value_strict"] = args.optimum.strict
         scale = np.ptp(args.payoffs[0]) / 3 or 1.0
         for name, returns in (("steps_to_converge", greedy), ("steps_to_converge_exploring", exploring)):
             result[name] = steps_to_converge(points, (returns - args.optimum.value) / scale)
@@ -633,7 +632,7 @@ def finish(result: dict, args: Args, run_path: str) -> None:
     with open(f"{run_path}/result.json.tmp", "w") as file:
         json.dump(result, file)
     os.replace(f"{run_path}/result.json.tmp", f"{run_path}/result.json")
-    unit, scope = ("per episode", "; on what was seen, a lower bound") if args.env_file else ("per game step", "")
+    unit, scope = ("per episode", "; on the means of what was seen") if args.env_file else ("per game step", "")
     optimum = "" if args.optimum is None else f"{args.optimum.value:.3f}, "
     print(f"""
 {result["env_id"]}: after {result["combined_steps"]:,} combined steps

@@ -5,19 +5,23 @@
     python benchmark/hindsight.py --draw-only
 
 benchmark/results/hindsight_runs.csv has one row per run, written as soon as it is finished. A run whose row is there,
-by the same version of its script (`source`, the beginning of its SHA-256), is not repeated, whatever is in the folder
-of runs; rows of another version stay until their runs are asked for again. Settings that only the figure
-needs have one seed.
+by the same version of its script and the same flags (`source`, the beginning of a SHA-256 of both), is not repeated,
+whatever is in the folder of runs; rows of another version stay until their runs are asked for again. Settings that only
+the figure needs have one seed.
 
-Random games start with number 5,000, and only those are taken that are hard: in which the best leader that always plays
-one action loses more than 0.05 of the scale (a third of the range of its payoffs). Settings were chosen on games below
-1,000. The optimum is exact, that of the mean over 10 steps against a follower discounted by 0.9; a run is there if it
-is within 0.05 of the scale, greedily.
+Random games start with number 5,000; settings were chosen on games below 1,000. Of "hard" games only those are taken in
+which the best leader that always plays one action loses more than 0.05 of the scale (a third of the range of its
+payoffs). The optimum is exact, that of the mean over 10 steps against a follower discounted by 0.9; a run is there if
+it is within 0.05 of the scale, greedily, from then on. That is looked at after each round, which is an episode in 2x2
+and 3x3 games with planning, and at most 5 % of the steps else. Learners without imagination spend half of their steps on
+exploration, PPO + Meta-RL two thirds on its follower, before the leader learns: where those are is a matter of budget.
 """
 
 import functools
+import hashlib
 import itertools
 import json
+import math
 import os
 import sys
 from dataclasses import dataclass
@@ -64,40 +68,43 @@ LEARNERS = {
     "planning": {},
     "network": NETWORK,
     "solver": {"leader": "solver"},
-    "network, frozen before the leader learns": NETWORK | {"follower_learns_on": False},
+    "random tables": {"leader_updates": 1},
+    "network, frozen before the leader learns": NETWORK | {"follower_learns_on": False, "follower_updates": 600},
     "network, no hindsight": NO_HINDSIGHT,
     "planning, no imagination": REAL,
     "network, no hindsight, no imagination": NO_HINDSIGHT | REAL,
 }
-# (games, learner): how many games, seeds, combined steps
+# (games, learner): how many games, seeds, combined steps, and other flags
 SETTINGS = {
-    ("table3", "planning"): (12, 10, 480),
-    ("random 2x2", "planning"): (200, 1, 480),
-    ("hard 3x3", "planning"): (20, 3, 900),
-    ("hard 4x4", "planning"): (20, 3, 2_700),
-    ("hard 3x3", "network"): (20, 3, 1_200),
-    ("hard 4x4", "network"): (20, 3, 4_500),
-    ("hard 5x5", "planning"): (10, 1, 6_000),
-    ("hard 5x5", "network"): (5, 1, 9_000),
-    ("hard 2x2", "planning"): (20, 1, 480),
-    ("hard 2x2", "network"): (20, 1, 480),
-    ("hard 2x2", "solver"): (20, 1, 480),
-    ("hard 3x3", "solver"): (20, 1, 900),
-    ("hard 4x4", "solver"): (20, 1, 2_700),
-    ("hard 5x5", "solver"): (10, 1, 6_000),
-    ("hard 3x3", "network, frozen before the leader learns"): (20, 1, 1_200),
-    ("hard 2x2", "network, no hindsight"): (5, 1, 5_000),
-    ("hard 3x3", "network, no hindsight"): (5, 1, 20_000),
-    ("hard 2x2", "planning, no imagination"): (5, 1, 20_000),
-    ("hard 3x3", "planning, no imagination"): (5, 1, 100_000),
-    ("hard 2x2", "network, no hindsight, no imagination"): (5, 1, 20_000),
-    ("hard 3x3", "network, no hindsight, no imagination"): (5, 1, 100_000),
-    ("hard 2x2", MLP): (5, 1, 300_000),
-    ("hard 3x3", MLP): (5, 1, 1_500_000),
-    ("hard 4x4", MLP): (5, 1, 3_000_000),
+    ("table3", "planning"): (12, 10, 480, {"rounds": 32}),
+    ("random 2x2", "planning"): (200, 1, 480, {"rounds": 32}),
+    ("hard 3x3", "planning"): (20, 3, 900, {"rounds": 45}),
+    ("hard 4x4", "planning"): (20, 3, 2_700, {}),
+    ("hard 3x3", "network"): (20, 3, 1_200, {}),
+    ("hard 4x4", "network"): (20, 3, 4_500, {}),
+    ("hard 5x5", "planning"): (10, 1, 6_000, {}),
+    ("hard 5x5", "network"): (5, 1, 9_000, {}),
+    ("hard 2x2", "planning"): (20, 1, 480, {"rounds": 32}),
+    ("hard 2x2", "network"): (20, 1, 480, {"rounds": 32}),
+    ("hard 2x2", "solver"): (20, 1, 480, {"rounds": 32}),
+    ("hard 3x3", "solver"): (20, 1, 900, {"rounds": 45}),
+    ("hard 4x4", "solver"): (20, 1, 2_700, {}),
+    ("hard 5x5", "solver"): (10, 1, 6_000, {}),
+    ("hard 3x3", "random tables"): (20, 1, 900, {"rounds": 45}),
+    ("hard 4x4", "random tables"): (20, 1, 2_700, {}),
+    ("hard 3x3", "network, frozen before the leader learns"): (20, 1, 1_200, {}),
+    ("hard 2x2", "network, no hindsight"): (5, 1, 5_000, {"rounds": 100}),
+    ("hard 3x3", "network, no hindsight"): (5, 1, 20_000, {"rounds": 100}),
+    ("hard 2x2", "planning, no imagination"): (5, 1, 20_000, {}),
+    ("hard 3x3", "planning, no imagination"): (5, 1, 100_000, {}),
+    ("hard 2x2", "network, no hindsight, no imagination"): (5, 1, 20_000, {"rounds": 100}),
+    ("hard 3x3", "network, no hindsight, no imagination"): (5, 1, 100_000, {"rounds": 100}),
+    ("hard 2x2", MLP): (5, 1, 300_000, {}),
+    ("hard 3x3", MLP): (5, 1, 1_500_000, {}),
+    ("hard 4x4", MLP): (5, 1, 3_000_000, {}),
 }
 KEY = ["games", "learner", "env_id", "seed"]
-COLUMNS = "leader_return_greedy stackelberg_value stackelberg_value_pessimistic leader_regret follower_regret"
+COLUMNS = "leader_return_greedy stackelberg_value stackelberg_value_strict leader_regret follower_regret"
 COLUMNS += " combined_steps steps_to_converge steps_to_try_all triples_tried verification_gain wall_seconds cpu_seconds"
 
 
@@ -120,8 +127,8 @@ def games_of(family: str, count: int) -> list[dict]:
 
 def runs_of(family: str, learner: str) -> dict[tuple, Run]:
     """Returns the runs of a setting, each by its row's KEY."""
-    count, seeds, steps = SETTINGS[family, learner]
-    script, flags, runs = "hindsight_follower", LEARNERS.get(learner, {}) | {"total_timesteps": steps}, {}
+    count, seeds, steps, more = SETTINGS[family, learner]
+    script, flags, runs = "hindsight_follower", LEARNERS.get(learner, {}) | more | {"total_timesteps": steps}, {}
     if learner == MLP:
         script, flags = "mlp_meta_rl", flags | {"follower_timesteps": 2 * steps // 3}
     for game, seed in itertools.product(games_of(family, count), range(1, seeds + 1)):
@@ -138,7 +145,7 @@ def result_here(run: Run, run_dir: str) -> Path | None:
 
 def source_of(run: Run) -> str:
     """Returns what tells versions of a run's script apart."""
-    return digest(run.script)[:12]
+    return hashlib.sha256(f"{digest(run.script)} {sorted(run.flags.items())}".encode()).hexdigest()[:12]
 
 
 def row_of(key: tuple, run: Run, path: Path) -> dict:
@@ -212,7 +219,8 @@ def run_all(args: Args, path: Path) -> bool:
         for key in (key for key, run in runs.items() if run == finished and found):
             rows[key] = row_of(key, finished, found)
         places = {setting: i for i, setting in enumerate(SETTINGS)}
-        write_csv(str(path), pd.DataFrame(sorted(rows.values(), key=lambda row: places[row["games"], row["learner"]])))
+        of_rows = sorted(rows.values(), key=lambda row: places.get((row["games"], row["learner"]), math.inf))
+        write_csv(str(path), pd.DataFrame(of_rows))
         return found is not None
 
     missing = {run.name: run for run in runs.values() if result_here(run, args.run_dir) is None or not keep(run)}

@@ -192,7 +192,7 @@ def main(args: Args) -> dict:
     points, _, _, regrets = np.array(curve).T
     scale = np.ptp(game.payoffs[0]) / 3
     result["steps_to_converge"] = hindsight.steps_to_converge(points, regrets / scale)
-    result |= {"stackelberg_value": game.optimum.value, "stackelberg_value_pessimistic": game.optimum.pessimistic}
+    result |= {"stackelberg_value": game.optimum.value, "stackelberg_value_strict": game.optimum.strict}
     result |= {"wall_seconds": time.time() - start_time, "cpu_seconds": time.process_time() - start_cpu}
     run_path = f"{args.run_dir}/{env_id}__mlp_meta_rl__{args.seed}__{int(1000 * time.time())}"
     os.makedirs(run_path)

@@ -139,6 +139,7 @@ DIVERGING = [
     ("noninvariant_leader", ("--follower", "meta", "--follower-learning-rate", 1e308), "--follower-learning-rate"),
     ("leader_reward_during_learning", ("--learning-rate", 1e200), "--learning-rate"),
     ("continuous_follower", ("--learning-rate", 1e308), "--learning-rate"),
+    ("hindsight_follower", ("--follower", "network", "--follower-learning-rate", 1e30), "--follower-learning-rate"),
 ]
 
 

@@ -63,11 +63,26 @@ def test_of_tied_replies_the_worst_counts(tmp_path):
     # a leader that answers 1 to a reply of 1 leaves no tie
     args.run_dir = str(tmp_path)
     result = script.main(args)
-    assert result["leader_return_greedy"] == pytest.approx(args.optimum.pessimistic) == 1
+    assert result["leader_return_greedy"] == pytest.approx(args.optimum.strict) == 1
     q_values = follower.q_values(torch.tensor([result["leader_policy"]]))
     best = q_values >= q_values.amax(-1, keepdim=True) - 1e-6
     guaranteed = script.imagine(follower.model, torch.tensor([result["leader_policy"]]), best).item() / 10
     assert guaranteed == pytest.approx(1)
+
+
+def test_what_was_not_tried_is_worth_least_at_any_level_of_payoffs():
+    """So a leader does not look for what nobody tried where all payoffs are negative, nor fear it more where they are
+    positive: by hand, one step of -1 and then the least, -3, for the nine that are left, or once."""
+    args = matrix_game(np.zeros((2, 2, 2)))
+    step = script.Transition(None, 0, (0, 0), (0, 0), (-1.0, 0.0), (1, 1), False)
+    later = step._replace(t=9, state=(4, 4), actions=(1, 1), rewards=(-3.0, 0.0))
+    tables, best = torch.tensor([[0, 0, 0, 0, 0], [1, 0, 0, 0, 0]]), torch.zeros(2, 5, 2, dtype=torch.bool)
+    best[..., 0] = True
+    for shift, expected in ((0.0, [-1 - 9 * 3, -10 * 3]), (4.0, [3 + 1, 1])):
+        steps = [t._replace(rewards=(t.rewards[0] + shift, 0.0)) for t in (step, later)]
+        model = script.make_model(args, steps)
+        returns = script.imagine(model, tables, best) * model.scale[0]
+        np.testing.assert_allclose(returns, expected, atol=1e-9)
 
 
 def test_solve_agrees_with_exact_stackelberg():
@@ -78,7 +93,7 @@ def test_solve_agrees_with_exact_stackelberg():
         args = matrix_game(payoffs)
         optimistic, strict = (exact.solve(payoffs, args.gamma, args.num_steps, strict) for strict in (False, True))
         assert args.optimum.value == pytest.approx(optimistic.value, abs=1e-8)
-        assert args.optimum.pessimistic == pytest.approx(strict and strict.value, abs=1e-8)
+        assert args.optimum.strict == pytest.approx(strict and strict.value, abs=1e-8)
         # the table is worth it, by a follower that breaks ties for the leader
         leader = np.array([args.optimum.leader_table])
         assert leader_values(payoffs, leader, args.num_steps, 1)[0] >= args.optimum.value - 1e-6
@@ -169,6 +184,7 @@ def test_it_finds_the_optimum_after_few_steps(run, flags):
     assert result["steps_to_converge"] <= (210 if flags[0] == "--env-id" else 900)
     assert len(result["leader_policy"]) == (5 if flags[0] == "--env-id" else 10)
     assert result["triples_tried"] == (20 if flags[0] == "--env-id" else 90)
+    assert result["steps_to_try_all"] <= result["combined_steps"] and result["stackelberg_value_strict"] is not None
     assert f"optimum            {result['stackelberg_value']:.3f}" in printed
 
 
@@ -176,6 +192,7 @@ def test_it_finds_the_optimum_after_few_steps(run, flags):
     "flags",
     [
         ("--follower", "network", "--leader-updates", 15),
+        ("--follower", "network", "--leader-updates", 15, "--no-follower-learns-on", "--follower-updates", 900),
         ("--leader", "solver"),
         ("--no-imagination", "--total-timesteps", 12_000, "--batch-size", 20),
     ],
@@ -274,13 +291,26 @@ def test_a_game_with_chance_moves_and_one_with_different_observations(run, own_g
     result, printed = run("--env-file", f"{own_games}:{name}", *flags, *QUICK)
     expected = optimum(name, own_games)
     assert result["leader_return_greedy"] == pytest.approx(expected, abs=4 * 1.2 / 200**0.5)
-    assert result["stackelberg_value"] is None and "not known" in printed and "lower bound" in printed
+    unknown = "stackelberg_value stackelberg_value_strict leader_regret steps_to_converge steps_to_try_all".split()
+    assert all(result[name] is None for name in unknown)
+    assert "not known" in printed and "on the means of what was seen" in printed
     assert len(result["leader_policy"]) == (2 if name == "Weather" else 1) and result["env_id"] == name
     policy, scope = result["leader_policy"], {}
     exec(own_games.read_text(), scope)
     for weather in range(2):
         a = policy[weather if name == "Weather" else 0]
         assert result["follower_policy"][weather] == np.argmax(scope["FOLLOWER"][weather][a])
+
+
+def test_steps_by_default_are_enough_for_all_that_can_be_seen(own_games):
+    """Ten of each state and pair of actions, and thrice as many as queries leave in short episodes."""
+    assert parse(script).total_timesteps == 200 and parse(script, "--random-game", 3, 1).total_timesteps == 900
+    assert parse(script, "--no-imagination").total_timesteps == 20_000
+    for name, steps in (("Weather", 10 * 8), ("Hidden", 10 * 8)):  # an episode is one step, and two queries or one
+        assert parse(script, "--env-file", f"{own_games}:{name}").total_timesteps == steps
+    shy = "class Shy(Weather):\n    sizes = {'leader': (9, 2), 'follower': (2, 2)}\n"
+    own_games.write_text(OWN_GAMES + shy)
+    assert parse(script, "--env-file", f"{own_games}:Shy").total_timesteps == 3 * (9 * 4) * (1 + 9)
 
 
 def test_the_readmes_game(run, tmp_path):
@@ -315,6 +345,18 @@ class Leaves(Weather):
             self.agents, terminations["leader"] = ["leader"], False
         return observations, rewards, terminations, truncations, infos
 
+class Outside(Weather):
+    def see(self):
+        return {"leader": 2, "follower": 0}
+
+class Endless(Weather):
+    def play(self, a, b):
+        return (0.0, 0.0), False
+
+class Unseen(Weather):
+    def see(self):
+        return {"leader": 0}
+
 def broken():
     raise RuntimeError("no such luck")
 """
@@ -326,7 +368,11 @@ def broken():
         (("--env-file", "{games}:Continuous"), "Discrete"),
         (("--env-file", "{games}:Three"), "3 agents"),
         (("--env-file", "{games}:Leaves"), "leaves early"),
-        (("--env-file", "{games}:broken"), "no such luck"),
+        (("--env-file", "{games}:Outside"), "not in their spaces"),
+        (("--env-file", "{games}:Endless"), "10,000 steps"),
+        (("--env-file", "{games}:Unseen"), "KeyError: 'follower'"),
+        (("--env-file", "{games}:broken"), "RuntimeError: no such luck (games.py, "),
+        (("--env-file", "{games}"), "FILE.py:FUNCTION"),
         (("--env-file", "{games}:nothing"), "nothing"),
         (("--env-file", "none.py:make"), "none.py"),
         (("--env-file", "{games}:Weather", "--leader", "solver"), "matrix games"),
@@ -334,6 +380,9 @@ def broken():
         (("--leader-agent", "follower"), "--leader-agent is for --env-file"),
         (("--env-id", "go"), "no game 'go'"),
         (("--leader-payoff", 1, 2, 3), "as many"),
+        (("--leader-payoff", 1, "--follower-payoff", "nan"), "finite"),
+        (("--random-game", 2, 1, "--leader-actions", 3), "nothing else"),
+        (("--num-steps", 1), "--num-steps"),
         (("--no-hindsight",), "--follower network"),
         (("--gamma", 1), "--gamma"),
         (("--rounds", 0), "--rounds"),
@@ -350,7 +399,8 @@ def test_what_does_not_fit_ends_with_a_message(own_games, capsys, tmp_path, flag
 def test_the_benchmark_keeps_rows_and_runs_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmark")
     benchmark, started = importlib.import_module("hindsight"), []
-    monkeypatch.setattr(benchmark, "SETTINGS", {("random 2x2", "solver"): (2, 1, 60), ("table3", "solver"): (1, 1, 60)})
+    settings = {("random 2x2", "solver"): (2, 1, 60, {}), ("table3", "solver"): (1, 1, 60, {})}
+    monkeypatch.setattr(benchmark, "SETTINGS", settings)
     monkeypatch.setattr(benchmark, "GAMES", ["hero"])
 
     def run_here(runs, args):
@@ -377,8 +427,11 @@ def test_the_benchmark_keeps_rows_and_runs_what_is_missing(tmp_path, monkeypatch
     path.unlink()
     assert rows("first") == (False, table) and len(started) == 4  # their results are
     monkeypatch.setattr(benchmark, "digest", lambda _: "another version of the script")
-    failed, table = rows("first")
-    assert not failed and len(started) == 7 and all("another vers" in row for row in table[1:])
+    failed, other = rows("first")
+    sources = ({row.split(",")[4] for row in lines[1:]} for lines in (table, other))
+    assert not failed and len(started) == 7 and not set.intersection(*sources)
+    monkeypatch.setattr(benchmark, "SETTINGS", {("table3", "solver"): (1, 1, 60, {"rounds": 30})})
+    assert rows("first")[1][2:] == other[1:3] and len(started) == 8  # other flags: run again; the other rows stay
 
 
 def test_environments_of_the_mlp_line(monkeypatch):

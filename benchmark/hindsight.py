@@ -13,8 +13,8 @@ Random games start with number 5,000; settings were chosen on games below 1,000.
 which the best leader that always plays one action loses more than 0.05 of the scale (a third of the range of its
 payoffs). The optimum is exact, that of the mean over 10 steps against a follower discounted by 0.9; a run is there if
 it is within 0.05 of the scale, greedily, from then on. That is looked at after each round, which is an episode in 2x2
-and 3x3 games with planning, and at most 5 % of the steps else. Learners without imagination spend half of their steps on
-exploration, PPO + Meta-RL two thirds on its follower, before the leader learns: where those are is a matter of budget.
+and 3x3 games with planning, and at most 5 % of the steps else. Without imagination half of the steps are exploration,
+and two thirds of those of PPO + Meta-RL its follower's, before the leader learns: where these are is set by the budget.
 """
 
 import functools

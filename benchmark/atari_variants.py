@@ -10,7 +10,7 @@ The defaults themselves are the runs of Figure 2 that made these networks, from 
 
 With either leader, one seed:
 - Table 4's PPO, where it can be had by flags
-- random weights instead of gameplay weights, for about an hour on a core
+- random weights instead of gameplay weights, for three million steps
 
 Runs are executed as those of `run.py` are: an interrupted command goes on where it stopped. They leave out the
 verification.

@@ -110,11 +110,11 @@ class Args:
     """your own game: episodes of every evaluation; any game: those in which the follower learns on, in the end"""
 
     def __post_init__(self):
-        may_be_zero, below = {"seed", "margin"}, {"gamma": 1}
         for flag, value in asdict(self).items():
-            in_range = type(value) not in (int, float) or 0 < value < below.get(flag, math.inf)
-            if not (in_range or (value == 0 and flag in may_be_zero)):
-                raise ValueError(f"--{flag.replace('_', '-')} must be positive, and --gamma below 1, got {value}")
+            if type(value) in (int, float) and not (0 <= value < math.inf and (value or flag in ("seed", "margin"))):
+                raise ValueError(f"--{flag.replace('_', '-')} must be positive, got {value}")
+        if self.gamma >= 1:
+            raise ValueError(f"--gamma must be below 1, got {self.gamma}")
         if self.follower == "planning" and not (self.hindsight and self.follower_learns_on):
             raise ValueError("a follower that plans learns in hindsight and learns on: add --follower network")
         if self.env_file is None:
@@ -389,9 +389,9 @@ class Follower:
         inputs = self.inputs(tables.repeat_interleave(num, 0), torch.arange(num).repeat(len(tables)))
         return self.target(inputs).view(len(tables), num, -1)  # it is steadier
 
-    def learn(self, transitions: list[Transition], near: torch.Tensor, left: float) -> float:
-        """Double Q-learning on transitions that are valid for leaders, half of them random, half of `near` [n, leader's
-        observations]; `left` is the share of rounds to come. Returns its loss."""
+    def learn(self, transitions: list[Transition], contexts: torch.Tensor, left: float) -> float:
+        """Double Q-learning on transitions that are valid for leaders of `contexts` [n, leader's observations]; `left`
+        is the share of rounds to come. Returns its loss."""
         args = self.args
         self.optimizer.param_groups[0]["lr"] = args.follower_learning_rate * left
         columns = [torch.as_tensor(np.array(column)) for column in zip(*transitions, strict=True)]
@@ -404,8 +404,7 @@ class Follower:
             i = torch.randint(len(transitions), (256 * (args.num_actions[0] if args.hindsight else 1),))
             context = played[i]
             if args.hindsight:
-                context = torch.randint(args.num_actions[0], context.shape)
-                context[::2] = near[torch.randint(len(near), (len(context[::2]),))]
+                context = contexts[torch.randint(len(contexts), i.shape)]
                 fits = context[torch.arange(len(i)), state[i, 0]] == action[i, 0]
                 i, context = i[fits], context[fits]
             with torch.no_grad():
@@ -543,9 +542,10 @@ def main(args: Args) -> dict:
     run_path, writer = start_run(args)
     experience, follower, curve, known = Experience(args), Follower(args), [], {}
     true_model, unit = (None, 1) if args.payoffs is None else (complete_model(args), args.num_steps)
-    near = torch.randint(args.num_actions[0], (256, args.num_observations[0]))  # leaders that the follower learns about
-    champions = near[:1]
+    near, best, champions = (torch.randint(args.num_actions[0], (n, args.num_observations[0])) for n in (256, 0, 1))
     learning = args.rounds if args.follower_learns_on else max(args.rounds // 2, 1)  # rounds of the follower
+    learn_both = args.follower == "network" and args.follower_learns_on and args.imagination
+    search = args.rounds - args.rounds // 4 * learn_both  # rounds of new leaders; then the best, halved in each round
 
     def real_returns(tables: torch.Tensor) -> torch.Tensor:
         pairs = zip(tables.numpy(), follower.q_values(tables).argmax(-1).tolist(), strict=True)
@@ -555,8 +555,8 @@ def main(args: Args) -> dict:
         keys = [tuple(table) for table in tables.tolist()]
         if new := list(dict.fromkeys(key for key in keys if key not in known)):
             q_values = follower.q_values(torch.tensor(new))
-            best = q_values >= q_values.amax(-1, keepdim=True) - (1e-6 if args.follower == "planning" else args.margin)
-            returns = imagine(model, torch.tensor(new), best) * model.scale[0]
+            ties = q_values >= q_values.amax(-1, keepdim=True) - (1e-6 if args.follower == "planning" else args.margin)
+            returns = imagine(model, torch.tensor(new), ties) * model.scale[0]
             known.update(zip(new, returns.round(decimals=9).tolist(), strict=True))  # what rounding leaves of a tie
         return torch.tensor([known[key] for key in keys], dtype=torch.float64)
 
@@ -572,22 +572,23 @@ def main(args: Args) -> dict:
             experience.explore()
         follower.model = model = make_model(args, experience.transitions)
         if args.follower == "network" and k <= learning:
-            loss = follower.learn(experience.transitions, near, 1 - (k - 1) / learning)
+            tables = torch.cat([near, best.repeat(8, 1)]).repeat(8, 1)  # and as many random ones, but in the end
+            tables = torch.cat([tables, torch.randint_like(tables, args.num_actions[0])]) if k <= search else champions
+            loss = follower.learn(experience.transitions, tables, 1 - (k - 1) / learning)
             writer.add_scalar("losses/follower_td_loss", loss, experience.steps)
         if args.imagination and (args.follower_learns_on or k >= learning):
             known.clear()
-            trained = champions[imagined_returns(champions).argmax()]  # of those that the follower has learned about
+            champions = champions[imagined_returns(champions).argsort()]  # the follower has learned about them
             if args.leader == "solver":
-                weights = model.tried + 1e-9  # of pairs that were never tried the least that was seen
-                payoffs = (model.rewards * weights).sum(1) / weights.sum(0)
-                near = torch.tensor([solve(args, payoffs.numpy()).leader_table])
-            else:
+                seen = model.tried + 1e-9  # of pairs that were never tried the least that was seen
+                near = torch.tensor([solve(args, ((model.rewards * seen).sum(1) / seen.sum(0)).numpy()).leader_table])
+            elif k <= search:
                 _, near = train_leaders(args, args.num_leaders, args.leader_updates, imagined_returns)
             exploring = imagined_returns(near).mean().item() / unit
-            best = torch.tensor(sorted(known, key=known.get, reverse=True)[: args.num_leaders])
-            table = trained if args.follower == "network" else near[0] if args.leader == "solver" else best[0]
+            best = torch.tensor([*{known[key]: key for key in sorted(known, key=known.get)}.values()][-32:])
+            table = champions[-1] if args.follower == "network" else near[0] if args.leader == "solver" else best[-1]
             log(table, exploring)
-            near, champions = torch.cat([near, best.repeat(args.batch_size, 1)]), torch.cat([best, champions])[:64]
+            champions = torch.cat([best, champions]).unique(dim=0) if k <= search else champions[len(champions) // 2 :]
     if not args.imagination:
         episode = args.num_observations[0] + model.horizon
         updates = max((args.total_timesteps - experience.steps) // (args.batch_size * episode), 1)

@@ -146,9 +146,9 @@ def test_relabelled_contexts_give_the_answer_that_was_seen(monkeypatch):
         return inputs(self, context, observation)
 
     monkeypatch.setattr(script.Follower, "inputs", spy)
-    near = torch.ones(3, 5, dtype=torch.long)
+    near = torch.ones(4096, 5, dtype=torch.long)
     follower.model = script.make_model(args, experience.transitions)
-    follower.learn(experience.transitions, near, 1.0)
+    follower.learn(experience.transitions, torch.cat([near, torch.randint_like(near, 2)]), 1.0)
     answered = {(t.state[0], t.actions[0]) for t in experience.transitions}
     contexts, observations = map(torch.cat, zip(*seen[1::2], strict=True))
     rows = torch.arange(len(contexts))

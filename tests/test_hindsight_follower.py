@@ -163,6 +163,25 @@ def test_relabelled_contexts_give_the_answer_that_was_seen(monkeypatch):
     assert others.mean() == pytest.approx(15 / 31, abs=4 * 0.5 / len(others) ** 0.5)
 
 
+def test_in_the_last_quarter_of_rounds_a_network_learns_about_the_best_leaders_alone(tmp_path, monkeypatch):
+    contexts, learn = [], script.Follower.learn
+
+    def spy(self, transitions, tables, left):
+        contexts.append(tables.clone())
+        return learn(self, transitions, tables, left)
+
+    monkeypatch.setattr(script.Follower, "learn", spy)
+    flags = "--follower network --random-game 3 4 --rounds 8 --follower-updates 3 --leader-updates 3 --num-leaders 1"
+    result = script.main(parse(script, *flags.split(), "--run-dir", tmp_path))
+    *rounds, verified = [{tuple(table) for table in tables.tolist()} for tables in contexts]
+    assert len(rounds) == 8 and verified == {tuple(result["leader_policy"])}
+    in_search = [len(tables) for tables in contexts[:6]]
+    assert in_search[0] == 2 * 8 * 256 and min(in_search[1:]) >= 2 * 8 * (32 + 8)  # those of a batch and the best
+    assert len(rounds[6]) == len(contexts[6]) <= 1 + 6 * 32 and rounds[7] < rounds[6]  # nothing random, nothing new
+    assert len(rounds[7]) == len(contexts[7]) == len(rounds[6]) - len(rounds[6]) // 2  # of which half are worse
+    assert verified < rounds[7]
+
+
 def test_values_begin_at_their_level():
     """That of rewards that go on with the share of transitions that do not end the game, discounted."""
     args = parse(script, "--follower", "network", "--follower-updates", 1, "--follower-learning-rate", 1e-9)

@@ -90,7 +90,7 @@ class Args:
     follower_learning_rate: float = 6e-3
     """network: Adam's learning rate, decaying linearly over the rounds in which it learns"""
     margin: float = 0.03
-    """network: replies within so much, as a share of the range of rewards, count as ties, of which the worst counts"""
+    """network: replies within so much of the range of rewards, decaying linearly, count as ties: the worst counts"""
 
     leader: Literal["policy-gradient", "solver"] = "policy-gradient"
     """solver: no learning, but the exact solution of the matrix game that was seen, for comparison"""
@@ -544,8 +544,7 @@ def main(args: Args) -> dict:
     true_model, unit = (None, 1) if args.payoffs is None else (complete_model(args), args.num_steps)
     near, best, champions = (torch.randint(args.num_actions[0], (n, args.num_observations[0])) for n in (256, 0, 1))
     learning = args.rounds if args.follower_learns_on else max(args.rounds // 2, 1)  # rounds of the follower
-    learn_both = args.follower == "network" and args.follower_learns_on and args.imagination
-    search = args.rounds - args.rounds // 4 * learn_both  # rounds of new leaders; then the best, halved in each round
+    end = args.rounds - args.rounds // 4 * (args.follower == "network" and args.follower_learns_on and args.imagination)
 
     def real_returns(tables: torch.Tensor) -> torch.Tensor:
         pairs = zip(tables.numpy(), follower.q_values(tables).argmax(-1).tolist(), strict=True)
@@ -555,7 +554,7 @@ def main(args: Args) -> dict:
         keys = [tuple(table) for table in tables.tolist()]
         if new := list(dict.fromkeys(key for key in keys if key not in known)):
             q_values = follower.q_values(torch.tensor(new))
-            ties = q_values >= q_values.amax(-1, keepdim=True) - (1e-6 if args.follower == "planning" else args.margin)
+            ties = q_values >= q_values.amax(-1, keepdim=True) - margin
             returns = imagine(model, torch.tensor(new), ties) * model.scale[0]
             known.update(zip(new, returns.round(decimals=9).tolist(), strict=True))  # what rounding leaves of a tie
         return torch.tensor([known[key] for key in keys], dtype=torch.float64)
@@ -573,22 +572,23 @@ def main(args: Args) -> dict:
         follower.model = model = make_model(args, experience.transitions)
         if args.follower == "network" and k <= learning:
             tables = torch.cat([near, best.repeat(8, 1)]).repeat(8, 1)  # and as many random ones, but in the end
-            tables = torch.cat([tables, torch.randint_like(tables, args.num_actions[0])]) if k <= search else champions
+            tables = torch.cat([tables, torch.randint_like(tables, args.num_actions[0])]) if k <= end else champions
             loss = follower.learn(experience.transitions, tables, 1 - (k - 1) / learning)
             writer.add_scalar("losses/follower_td_loss", loss, experience.steps)
         if args.imagination and (args.follower_learns_on or k >= learning):
             known.clear()
+            margin = 1e-6 if args.follower == "planning" else args.margin * (1 - (k - 1) / args.rounds)
             champions = champions[imagined_returns(champions).argsort()]  # the follower has learned about them
             if args.leader == "solver":
                 seen = model.tried + 1e-9  # of pairs that were never tried the least that was seen
                 near = torch.tensor([solve(args, ((model.rewards * seen).sum(1) / seen.sum(0)).numpy()).leader_table])
-            elif k <= search:
+            elif k <= end:  # of the search; then the best of all rounds meet in a final
                 _, near = train_leaders(args, args.num_leaders, args.leader_updates, imagined_returns)
             exploring = imagined_returns(near).mean().item() / unit
             best = torch.tensor([*{known[key]: key for key in sorted(known, key=known.get)}.values()][-32:])
             table = champions[-1] if args.follower == "network" else near[0] if args.leader == "solver" else best[-1]
             log(table, exploring)
-            champions = torch.cat([best, champions]).unique(dim=0) if k <= search else champions[len(champions) // 2 :]
+            champions = torch.cat([best, champions]).unique(dim=0) if k <= end else champions[len(champions) // 2 :]
     if not args.imagination:
         episode = args.num_observations[0] + model.horizon
         updates = max((args.total_timesteps - experience.steps) // (args.batch_size * episode), 1)

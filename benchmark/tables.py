@@ -26,6 +26,11 @@ READMES = ("README.md", "benchmark/README.md", "ablations/README.md")
 NEAR = 0.05 + 1e-6  # per step, in the paper's scale: what passes for the optimum
 
 
+def two_digits(seconds: float) -> str:
+    """Returns 140 for 141.0 and 0.0051 for 0.00513."""
+    return f"{float(f'{seconds:.2g}'):g}"
+
+
 def load(name: str) -> pd.DataFrame:
     """Returns a CSV of benchmark/results."""
     return pd.read_csv(ROOT / f"benchmark/results/{name}.csv")
@@ -116,7 +121,7 @@ def league_short() -> str:
     for row in league.shares(load("league")).itertuples():
         cells = [row.method, "yes" if row.commitment == "stochastic" else "", "yes" if row.knows_payoffs else ""]
         cells += [f"{row.guarantees_optimum:.0%}", medians(row)[0]]
-        rows.append([*cells, f"{row.cpu_seconds:.2g}{' (batch)' if row.method in batches else ''}"])
+        rows.append([*cells, two_digits(row.cpu_seconds) + " (batch)" * (row.method in batches)])
     header = ["method", "mixes", "is given payoffs", "guarantees the optimum", "median steps", "seconds"]
     return markdown(header, rows)
 
@@ -127,7 +132,7 @@ def league_table() -> str:
     for row in league.shares(load("league")).itertuples():
         cells = [row.method, f"{row.games} x {row.seeds}", row.commitment, "yes" if row.knows_payoffs else "no"]
         cells += [percent(row, name) for name in ("guarantees_optimum", "in_equilibrium")]
-        rows.append([*cells, *medians(row), f"{row.cpu_seconds:.2g}"])
+        rows.append([*cells, *medians(row), two_digits(row.cpu_seconds)])
     header = ["method", "games x seeds", "commitments", "knows payoffs", "guarantees the optimum of its class"]
     header += ["in equilibrium", "median steps, greedy", "as it explores", "CPU seconds a run"]
     return markdown(header, rows)
@@ -656,7 +661,7 @@ def hindsight() -> str:
         found = some["steps_to_converge"].notna()
         most = f"{some['steps_to_converge'].max():,.0f}" if found.any() else ""
         cells = [f"{found.sum()} of {len(some)}", steps(some["steps_to_converge"]), most]
-        rows.append([games, learner, *cells, steps(some["steps_to_try_all"]), f"{some['cpu_seconds'].median():.2g}"])
+        rows.append([games, learner, *cells, steps(some["steps_to_try_all"]), two_digits(some["cpu_seconds"].median())])
     header = ["games", "learner", "runs at the optimum", "median steps", "most steps", "until everything was tried"]
     return markdown([*header, "CPU seconds, median"], rows)
 

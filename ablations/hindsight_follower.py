@@ -11,12 +11,10 @@
 
 The follower's context is the leader's policy: its answer to each of its observations. So a transition (observation,
 leader's action, follower's action, rewards, next observation) is valid for every leader that answers this observation
-with this action, and need be seen about once: 20 in a 2 x 2 game, where there are 32 leaders to try, and 90 in a 3 x 3
-game, where there are 59,049. From the same transitions leaders learn in imagined episodes, queries and then the game
-against the follower's replies, at no cost in steps of the environment. Real episodes try what was tried least.
+with this action, and need be seen about once: 90 in a 3 x 3 game, which has 59,049 leaders. From the same transitions
+leaders learn in imagined episodes, queries and then the game, at no cost in steps. Real ones try what was tried least.
 """
 
-import copy
 import itertools
 import json
 import math
@@ -37,6 +35,7 @@ import torch.nn.functional as F
 import tyro
 from pettingzoo import ParallelEnv
 from pettingzoo.test import parallel_api_test
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -85,9 +84,9 @@ class Args:
     """network: relabel transitions with other leaders; off: learn from them as they were played"""
     follower_learns_on: bool = True
     """network: learn while the leader does; off: in the first half of all rounds, and the leader in the second"""
-    follower_updates: int = 300
+    follower_updates: int = 200
     """network: gradient steps in each round"""
-    follower_learning_rate: float = 6e-3
+    follower_learning_rate: float = 0.02
     """network: Adam's learning rate, decaying linearly over the rounds in which it learns"""
     margin: float = 0.03
     """network: replies within so much of the range of rewards, decaying linearly, count as ties: the worst counts"""
@@ -104,8 +103,6 @@ class Args:
     """gradient steps of a leader in each round"""
     learning_rate: float = 0.2
     """Adam's learning rate of the leader"""
-    risk_seeking: float = 5.0
-    """a table weighs exp(risk_seeking * its return in standard deviations), so that the best of a batch count most"""
     eval_episodes: int = 100
     """your own game: episodes of every evaluation; any game: those in which the follower learns on, in the end"""
 
@@ -235,10 +232,8 @@ def load_env(env_file: str) -> tuple[ParallelEnv, float]:
     return env, length / 10
 
 
-# -------------------------------------------------------------------------------------------- episodes and experience
-class Transition(NamedTuple):
-    """A step of a real episode; a state is what both players observe, (leader, follower)."""
-
+# ------------------------------------------------------------------ episodes, experience, and planning on what was seen
+class Transition(NamedTuple):  # a step of a real episode; a state is what both players observe, (leader, follower)
     table: np.ndarray  # the leader's, [its observations]
     t: int
     state: tuple[int, int]
@@ -249,8 +244,7 @@ class Transition(NamedTuple):
 
 
 def play(args: Args, table: np.ndarray, reply, seed: int) -> list[Transition]:
-    """Returns an episode of a leader's table [its observations] and a follower's `reply(state, action)`. Queries are
-    counted, but not stepped through: a deterministic leader's answers are its table."""
+    """Returns an episode of a leader's table, its answers to all queries, and a follower's `reply(state, action)`."""
     observations, _ = args.env.reset(seed=seed)
     state, episode, is_over = tuple(int(observations[agent]) for agent in args.agents), [], False
     while not is_over:
@@ -320,12 +314,10 @@ def make_model(args: Args, transitions: list[Transition]) -> Model:
     return Model(*map(torch.tensor, arrays), 1 + int(t.max()), torch.tensor(scale))
 
 
-# ------------------------------------------------------------------------------------------------ planning on the model
 def follower_values(args: Args, model: Model, tables: torch.Tensor, replies: torch.Tensor | None = None):
     """Policy iteration for leaders' tables [n, leader's observations]: the follower's Q-values [n, its observations,
     B], minus infinity where nothing was tried, and values [n, its observations], of its best replies or those given.
-    All transitions count that such a leader could have brought, by how often they were seen: exact where the follower
-    sees what the leader sees, and that is a Markov state."""
+    All transitions count that fit, by how often they were seen: exact where both see the same, and that is Markov."""
     (n, num), states, gamma = (len(tables), args.num_observations[1]), torch.arange(len(model.states)), args.gamma
     actions, next_seen = tables[:, model.states[:, 0]], model.next_state @ torch.eye(num)[model.states[:, 1]].double()
 
@@ -363,70 +355,80 @@ def imagine(model: Model, tables: torch.Tensor, best: torch.Tensor) -> torch.Ten
 
 
 # ----------------------------------------------------------------------------------------------------- both learners
+class Network(nn.Module):
+    """Q-values in the shape of value iteration (Tamar et al. 2016, VIN): what each reply pays, in `width` channels, and
+    to which of the follower's observations it leads are learned for each answer of the leader."""
+
+    def __init__(self, args: Args, width: int = 16, steps: int = 8):
+        super().__init__()
+        (leader, num), (answers, self.replies), self.width = args.num_observations, args.num_actions, width
+        self.answers = nn.Parameter(0.3 * torch.randn(leader, answers, self.replies * (width + num)))
+        self.observations = nn.Parameter(torch.zeros(num, self.replies * (width + num)))
+        self.discount, self.head, self.steps = nn.Linear(width, width), nn.Linear(width, 1), steps
+
+    def forward(self, tables: torch.Tensor, model: Model) -> tuple[torch.Tensor, torch.Tensor]:
+        """Leaders' tables [n, leader's observations] -> Q-values [n, O, B] of the O follower's observations, and logits
+        of the next of these [n, O, B, O]."""
+        seen = torch.zeros(len(self.observations), len(self.answers))  # how often, together
+        seen[tuple(model.states.T.flip(0))] = model.tried.sum((1, 2)).float()
+        answers = self.answers[torch.arange(len(self.answers)), tables]
+        known = self.observations + F.normalize(seen, p=1, dim=1) @ answers
+        rewards, links = known.unflatten(-1, (self.replies, -1)).tensor_split([self.width], dim=-1)
+        following, q_values = links.softmax(-1).flatten(1, 2), rewards
+        for _ in range(self.steps):
+            q_values = rewards + self.discount(following @ q_values.amax(-2)).view(rewards.shape)
+        return self.head(q_values).squeeze(-1), links
+
+
 class Follower:
     """The oracle: replies to a leader's answers, by planning or by a network."""
 
     def __init__(self, args: Args):
         self.args, self.model = args, None
         if args.follower == "network":
-            size = args.num_observations[0] * args.num_actions[0] + args.num_observations[1]
-            hidden = nn.Linear(size, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU()
-            self.network = nn.Sequential(*hidden, nn.Linear(256, args.num_actions[1]))  # Q-values
-            self.target = copy.deepcopy(self.network)
+            self.network = Network(args)
+            self.target = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(0.95))
             self.optimizer = torch.optim.Adam(self.network.parameters(), lr=args.follower_learning_rate)
-
-    def inputs(self, context: torch.Tensor, observation: torch.Tensor) -> torch.Tensor:
-        """The leader's table [n, leader's observations] and the follower's observation [n], one-hot -> [n, inputs]."""
-        answers = F.one_hot(context, self.args.num_actions[0]).flatten(1)
-        return torch.cat([answers, F.one_hot(observation, self.args.num_observations[1])], 1).float()
 
     @torch.no_grad()
     def q_values(self, tables: torch.Tensor) -> torch.Tensor:
         """[n, follower's observations, B], in units of `scale`, for tables [n, leader's observations]."""
         if self.args.follower == "planning":
             return follower_values(self.args, self.model, tables)[0]
-        num = self.args.num_observations[1]
-        inputs = self.inputs(tables.repeat_interleave(num, 0), torch.arange(num).repeat(len(tables)))
-        return self.target(inputs).view(len(tables), num, -1)  # it is steadier
+        return self.target(tables, self.model)[0]  # it is steadier
 
     def learn(self, transitions: list[Transition], contexts: torch.Tensor, left: float) -> float:
-        """Double Q-learning on transitions that are valid for leaders of `contexts` [n, leader's observations]; `left`
-        is the share of rounds to come. Returns its loss."""
-        args = self.args
-        self.optimizer.param_groups[0]["lr"] = args.follower_learning_rate * left
+        """Double Q-learning on transitions that are valid for leaders of `contexts` [n, leader's observations], which
+        the network learns to predict, too; `left` is the share of rounds to come. Returns its loss."""
+        self.optimizer.param_groups[0]["lr"] = self.args.follower_learning_rate * left
         columns = [torch.as_tensor(np.array(column)) for column in zip(*transitions, strict=True)]
         played, _, state, action, rewards, next_state, terminated = columns
         reward = (rewards[:, 1] / self.model.scale[1]).float()
         if not self.optimizer.state:  # begin at the level of all values, which is far from 0
-            nn.init.constant_(self.network[-1].bias, reward.mean() / (1 - args.gamma * (1 - terminated.float().mean())))
-            self.target.load_state_dict(self.network.state_dict())
-        for _ in range(args.follower_updates):
-            i = torch.randint(len(transitions), (256 * (args.num_actions[0] if args.hindsight else 1),))
-            context = played[i]
-            if args.hindsight:
-                context = contexts[torch.randint(len(contexts), i.shape)]
-                fits = context[torch.arange(len(i)), state[i, 0]] == action[i, 0]
-                i, context = i[fits], context[fits]
+            self.network.head.bias.data.fill_(reward.mean() / (1 - self.args.gamma * (1 - terminated.float().mean())))
+            self.target.update_parameters(self.network)  # the first time it is copied
+        for _ in range(self.args.follower_updates):
+            i = torch.randint(len(transitions), (256 if self.args.hindsight else 64,))
+            tables = contexts[torch.randint(len(contexts), (32,))] if self.args.hindsight else played[i]
+            fits = tables[:, state[i, 0]] == action[i, 0] if self.args.hindsight else torch.eye(len(i))
+            n, fitting = fits.nonzero(as_tuple=True)  # pairs of a table and a transition
+            i, (q_values, links) = i[fitting], self.network(tables, self.model)
             with torch.no_grad():
-                following = self.inputs(context, next_state[i, 1])
-                after = self.target(following).gather(1, self.network(following).argmax(-1, keepdim=True)).squeeze(1)
-                target = reward[i] + args.gamma * after * terminated[i].logical_not()
-            q_value = self.network(self.inputs(context, state[i, 1])).gather(1, action[i, 1:]).squeeze(1)
-            loss = F.mse_loss(q_value, target)
-            if not loss.isfinite():
-                raise SystemExit("the follower's training diverged: lower --follower-learning-rate")
+                after = self.target(tables, self.model)[0].gather(-1, q_values.argmax(-1, keepdim=True)).squeeze(-1)
+                target = reward[i] + self.args.gamma * after[n, next_state[i, 1]] * terminated[i].logical_not()
+            cells = n, state[i, 1], action[i, 1]
+            loss = F.mse_loss(q_values[cells], target) + F.cross_entropy(links[cells], next_state[i, 1])
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
-            for slow, fast in zip(self.target.parameters(), self.network.parameters(), strict=True):
-                slow.data.lerp_(fast.data, 0.05)
+            self.target.update_parameters(self.network)
         return loss.item()
 
 
 def train_leaders(args: Args, num_leaders: int, updates: int, returns_of, log=lambda *_: None):
     """Policy gradient of leaders side by side, from random ones; each tries whole tables, and one table is one episode.
     `returns_of` tables [n, observations] -> [n]. Returns the leaders' greedy tables, [num_leaders, observations], and
-    their last batch. A table's weight is that of the gradient of log E[exp(risk_seeking * return)]."""
+    their last batch. A table's weight is that of the gradient of log E[exp(5 * normalised return)]: seeking risk."""
     logits = nn.Parameter(0.01 * torch.randn(num_leaders, args.num_observations[0], args.num_actions[0]))
     optimizer = torch.optim.Adam([logits], lr=args.learning_rate, eps=1e-3)
     for _ in range(updates):
@@ -434,7 +436,7 @@ def train_leaders(args: Args, num_leaders: int, updates: int, returns_of, log=la
         tables = policy.sample((args.batch_size,))  # [batch, leaders, observations]
         returns = returns_of(tables.flatten(0, 1)).view(args.batch_size, num_leaders)
         advantages = (returns - returns.mean(dim=0)) / (returns.std(dim=0, correction=0) + 1e-3)
-        advantages = args.batch_size * torch.softmax(args.risk_seeking * advantages, dim=0) - 1  # their mean is 0
+        advantages = args.batch_size * torch.softmax(5 * advantages, dim=0) - 1  # the best count most
         loss = -(advantages * policy.log_prob(tables).sum(-1)).mean(dim=0).sum()
         optimizer.zero_grad()
         loss.backward()
@@ -486,15 +488,14 @@ def complete_model(args: Args) -> Model:
     """Returns the true model of a matrix game: that of all transitions there are."""
     steps, (_, rows, columns) = [], args.payoffs.shape
     for s, a, b in np.ndindex(1 + rows * columns, rows, columns):
-        t = 0 if s == 0 else args.num_steps - 1
-        steps.append(Transition(None, t, (s, s), (a, b), args.payoffs[:, a, b], 2 * (1 + columns * a + b,), False))
+        next_state, t = 2 * (1 + columns * a + b,), args.num_steps - 1 if s else 0
+        steps.append(Transition(None, t, (s, s), (a, b), args.payoffs[:, a, b], next_state, False))
     return make_model(args, steps)
 
 
 def measure(args: Args, model: Model, table: torch.Tensor, replies: torch.Tensor) -> dict[str, float]:
-    """What both players get, for the leader's table and the replies, and how much more each could have: in real
-    episodes that do not count, per game step in matrix games, where one episode says all, else per episode. The
-    follower's regret is on the model, discounted; in matrix games as the mean reward per step that is worth as much."""
+    """What both players get, and how much more each could have: in real episodes that do not count, per game step in
+    matrix games, where one says all, else per episode. The follower's regret is on the model: discounted per step."""
     count, unit, share = (args.eval_episodes, 1, 1) if args.payoffs is None else (1, args.num_steps, 1 - args.gamma)
     episodes = [play(args, table, lambda state, _: replies[state[1]], 10**6 + k) for k in range(count)]
     leader, follower = np.mean([np.sum([t.rewards for t in episode], axis=0) for episode in episodes], axis=0) / unit
@@ -506,12 +507,9 @@ def measure(args: Args, model: Model, table: torch.Tensor, replies: torch.Tensor
     return {name: float(value) for name, value in found.items()}
 
 
-TOLERANCE = 0.05 + 1e-6  # what passes for equal, in mean rewards: half of what one step of ten can change
-
-
 def steps_to_converge(steps: np.ndarray, gaps: np.ndarray) -> int | None:
-    """Returns the first of the steps from which on the gaps stay within the tolerance, or None."""
-    stays = np.logical_and.accumulate(abs(gaps[::-1]) <= TOLERANCE)[::-1]
+    """Returns the first of the steps from which on gaps stay within 0.05, half of what one step of ten can change."""
+    stays = np.logical_and.accumulate(abs(gaps[::-1]) <= 0.05 + 1e-6)[::-1]
     return int(steps[stays.argmax()]) if stays.any() else None
 
 
@@ -572,7 +570,9 @@ def main(args: Args) -> dict:
         follower.model = model = make_model(args, experience.transitions)
         if args.follower == "network" and k <= learning:
             tables = torch.cat([near, best.repeat(8, 1)]).repeat(8, 1)  # and as many random ones, but in the end
-            tables = torch.cat([tables, torch.randint_like(tables, args.num_actions[0])]) if k <= end else champions
+            habits = torch.distributions.Dirichlet(torch.full((args.num_actions[0],), 0.5)).sample((len(tables),))
+            habitual = torch.multinomial(habits, args.num_observations[0], True)  # each prefers some actions
+            tables = torch.cat([tables, habitual]) if k <= end else champions
             loss = follower.learn(experience.transitions, tables, 1 - (k - 1) / learning)
             writer.add_scalar("losses/follower_td_loss", loss, experience.steps)
         if args.imagination and (args.follower_learns_on or k >= learning):

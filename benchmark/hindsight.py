@@ -62,7 +62,6 @@ HELD_OUT = 5000
 NETWORK = {"follower": "network"}
 NO_HINDSIGHT = NETWORK | {"hindsight": False}
 REAL = {"imagination": False, "batch_size": 20}
-LARGE = {"follower_updates": 800, "follower_learning_rate": 2e-3}  # more contexts: longer, and in smaller steps
 MLP = "PPO + Meta-RL, MLP follower"  # two thirds of the steps are pre-training
 # learner: flags
 LEARNERS = {
@@ -70,7 +69,7 @@ LEARNERS = {
     "network": NETWORK,
     "solver": {"leader": "solver"},
     "random tables": {"leader_updates": 1},
-    "network, frozen before the leader learns": NETWORK | {"follower_learns_on": False, "follower_updates": 600},
+    "network, frozen before the leader learns": NETWORK | {"follower_learns_on": False, "follower_updates": 400},
     "network, no hindsight": NO_HINDSIGHT,
     "planning, no imagination": REAL,
     "network, no hindsight, no imagination": NO_HINDSIGHT | REAL,
@@ -82,9 +81,9 @@ SETTINGS = {
     ("hard 3x3", "planning"): (20, 3, 900, {"rounds": 45}),
     ("hard 4x4", "planning"): (20, 3, 2_700, {}),
     ("hard 3x3", "network"): (20, 3, 1_200, {}),
-    ("hard 4x4", "network"): (20, 3, 3_600, LARGE),
+    ("hard 4x4", "network"): (20, 3, 3_600, {}),
     ("hard 5x5", "planning"): (10, 1, 6_000, {}),
-    ("hard 5x5", "network"): (5, 1, 9_000, LARGE),
+    ("hard 5x5", "network"): (5, 1, 9_000, {}),
     ("hard 2x2", "planning"): (20, 1, 480, {"rounds": 32}),
     ("hard 2x2", "network"): (20, 1, 480, {"rounds": 32}),
     ("hard 2x2", "solver"): (20, 1, 480, {"rounds": 32}),

@@ -135,32 +135,34 @@ def test_what_was_seen_is_all_that_the_model_knows():
     assert q_values[0, 0] == pytest.approx(7 / 4 + 0.9 * (0.5 * 1.0 + 0.25 * nothing_known), rel=1e-4)
 
 
-def test_relabelled_contexts_give_the_answer_that_was_seen(monkeypatch):
-    args = parse(script, "--follower", "network", "--follower-updates", 20)
-    experience, follower, seen, inputs = script.Experience(args), script.Follower(args), [], script.Follower.inputs
+@pytest.mark.parametrize("hindsight", [True, False])
+def test_contexts_give_the_answer_that_was_seen(monkeypatch, hindsight):
+    """A network learns what follows a triple in contexts with its answer alone: relabelled, or the one that was played."""
+    args = parse(script, "--follower", "network", "--follower-updates", 20, *(() if hindsight else ("--no-hindsight",)))
+    experience, follower, seen, forward = script.Experience(args), script.Follower(args), [], script.Network.forward
     for _ in range(4):
         experience.explore()
 
-    def spy(self, context, observation):
-        seen.append((context.clone(), observation.clone()))
-        return inputs(self, context, observation)
+    def spy(self, tables, model):
+        q_values, links = forward(self, tables, model)
+        if links.requires_grad:
+            links = links.detach().requires_grad_()  # so that no gradient but that of the prediction comes here
+            seen.append((tables, links))
+        return q_values, links
 
-    monkeypatch.setattr(script.Follower, "inputs", spy)
+    monkeypatch.setattr(script.Network, "forward", spy)
     near = torch.ones(4096, 5, dtype=torch.long)
     follower.model = script.make_model(args, experience.transitions)
     follower.learn(experience.transitions, torch.cat([near, torch.randint_like(near, 2)]), 1.0)
-    answered = {(t.state[0], t.actions[0]) for t in experience.transitions}
-    contexts, observations = map(torch.cat, zip(*seen[1::2], strict=True))
-    rows = torch.arange(len(contexts))
-    pairs = set(zip(observations.tolist(), contexts[rows, observations].tolist(), strict=True))
-    assert pairs == answered  # of what was seen, all, and nothing else
-    # half of the leaders are the one that is near, as it is, and the others are uniform
-    is_near = (contexts == 1).all(1)
-    assert is_near.float().mean() == pytest.approx(0.5 + 0.5 / 32, abs=4 * 0.5 / len(contexts) ** 0.5)
-    contexts[rows, observations] = -1
-    others = contexts[~is_near]
-    others = others[others >= 0].float()
-    assert others.mean() == pytest.approx(15 / 31, abs=4 * 0.5 / len(others) ** 0.5)
+    learned, pairs = set(), set()
+    for tables, links in seen:
+        n, observation, reply = (links.grad != 0).any(-1).nonzero(as_tuple=True)
+        answer = tables[n, observation]
+        learned |= set(zip(observation.tolist(), answer.tolist(), reply.tolist(), strict=True))
+        pairs |= set(zip(map(tuple, tables[n].tolist()), observation.tolist(), strict=True))
+    assert learned == {(t.state[0], *t.actions) for t in experience.transitions}  # of what was seen, all, and no more
+    played = {(tuple(t.table), t.state[0]) for t in experience.transitions}
+    assert pairs > played if hindsight else pairs == played
 
 
 def test_in_the_last_quarter_of_rounds_a_network_learns_about_the_best_leaders_alone(tmp_path, monkeypatch):
@@ -190,9 +192,9 @@ def test_values_begin_at_their_level():
     follower, tables = script.Follower(args), torch.zeros(1, 5, dtype=torch.int64)
     follower.model = script.make_model(args, steps)
     follower.learn(steps, tables, 1.0)
-    level = follower.network[-1].bias.mean().item() * follower.model.scale[1].item()
+    level = follower.network.head.bias.mean().item() * follower.model.scale[1].item()
     assert level == pytest.approx(4 / (1 - 0.9 * 3 / 4), rel=1e-4)
-    assert torch.equal(follower.network[-1].bias, follower.target[-1].bias)
+    assert torch.equal(follower.network.head.bias, follower.target.module.head.bias)
 
 
 @pytest.mark.parametrize("flags", [("--env-id", "prisoners_dilemma"), ("--env-id", "chicken"), ("--random-game", 3, 4)])

@@ -371,8 +371,7 @@ class Network(nn.Module):
         of the next of these [n, O, B, O]."""
         seen = torch.zeros(len(self.observations), len(self.answers))  # how often, together
         seen[tuple(model.states.T.flip(0))] = model.tried.sum((1, 2)).float()
-        answers = self.answers[torch.arange(len(self.answers)), tables]
-        known = self.observations + F.normalize(seen, p=1, dim=1) @ answers
+        known = self.observations + F.normalize(seen, p=1, dim=1) @ self.answers[torch.arange(tables.shape[1]), tables]
         rewards, links = known.unflatten(-1, (self.replies, -1)).tensor_split([self.width], dim=-1)
         following, q_values = links.softmax(-1).flatten(1, 2), rewards
         for _ in range(self.steps):
@@ -418,6 +417,8 @@ class Follower:
                 target = reward[i] + self.args.gamma * after[n, next_state[i, 1]] * terminated[i].logical_not()
             cells = n, state[i, 1], action[i, 1]
             loss = F.mse_loss(q_values[cells], target) + F.cross_entropy(links[cells], next_state[i, 1])
+            if not loss.isfinite():
+                raise SystemExit("the follower's training diverged: lower --follower-learning-rate")
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
@@ -495,7 +496,7 @@ def complete_model(args: Args) -> Model:
 
 def measure(args: Args, model: Model, table: torch.Tensor, replies: torch.Tensor) -> dict[str, float]:
     """What both players get, and how much more each could have: in real episodes that do not count, per game step in
-    matrix games, where one says all, else per episode. The follower's regret is on the model: discounted per step."""
+    matrix games, where one says all, else per episode. The follower's regret is on the model, discounted."""
     count, unit, share = (args.eval_episodes, 1, 1) if args.payoffs is None else (1, args.num_steps, 1 - args.gamma)
     episodes = [play(args, table, lambda state, _: replies[state[1]], 10**6 + k) for k in range(count)]
     leader, follower = np.mean([np.sum([t.rewards for t in episode], axis=0) for episode in episodes], axis=0) / unit
@@ -571,9 +572,8 @@ def main(args: Args) -> dict:
         if args.follower == "network" and k <= learning:
             tables = torch.cat([near, best.repeat(8, 1)]).repeat(8, 1)  # and as many random ones, but in the end
             habits = torch.distributions.Dirichlet(torch.full((args.num_actions[0],), 0.5)).sample((len(tables),))
-            habitual = torch.multinomial(habits, args.num_observations[0], True)  # each prefers some actions
-            tables = torch.cat([tables, habitual]) if k <= end else champions
-            loss = follower.learn(experience.transitions, tables, 1 - (k - 1) / learning)
+            tables = torch.cat([tables, torch.multinomial(habits, args.num_observations[0], True)])
+            loss = follower.learn(experience.transitions, tables if k <= end else champions, 1 - (k - 1) / learning)
             writer.add_scalar("losses/follower_td_loss", loss, experience.steps)
         if args.imagination and (args.follower_learns_on or k >= learning):
             known.clear()

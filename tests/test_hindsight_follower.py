@@ -163,6 +163,17 @@ def test_contexts_give_the_answer_that_was_seen(monkeypatch, hindsight):
     assert learned == {(t.state[0], *t.actions) for t in experience.transitions}  # of what was seen, all, and no more
     played = {(tuple(t.table), t.state[0]) for t in experience.transitions}
     assert pairs > played if hindsight else pairs == played
+    if hindsight:  # half of the leaders are the one that is near, as it is, and the others are uniform
+        contexts = torch.cat([tables for tables, _ in seen])
+        is_near = (contexts == 1).all(1)
+        assert is_near.float().mean() == pytest.approx(0.5 + 0.5 / 32, abs=4 * 0.5 / len(contexts) ** 0.5)
+        others = contexts[~is_near].float()
+        assert others.mean() == pytest.approx(15 / 31, abs=4 * 0.5 / others.numel() ** 0.5)
+
+
+def test_a_diverged_network_says_what_to_lower(run):
+    with pytest.raises(SystemExit, match="training diverged: lower --follower-learning-rate"):
+        run("--follower", "network", "--follower-learning-rate", 1e30, *QUICK)
 
 
 def test_in_the_last_quarter_of_rounds_a_network_learns_about_the_best_leaders_alone(tmp_path, monkeypatch):

@@ -87,7 +87,7 @@ class Args:
     follower_updates: int = 200
     """network: gradient steps in each round"""
     follower_learning_rate: float = 0.02
-    """network: Adam's learning rate, decaying linearly over the rounds in which it learns"""
+    """network: Adam's learning rate, decaying with the square root of the rounds of learning that are left"""
     margin: float = 0.03
     """network: replies within so much of the range of rewards, decaying linearly, count as ties: the worst counts"""
 
@@ -135,6 +135,7 @@ class Args:
 
 
 # ---------------------------------------------------------------------------------------------------------- the game
+TOLERANCE = 0.05 + 1e-6  # what passes for equal, in mean rewards: half of what one step of ten can change
 # Leader payoffs of Table 3; all games are symmetric, so the follower's payoffs are the transpose.
 PAYOFFS = {
     "prisoners_dilemma": ((-1, -3), (0, -2)),
@@ -367,8 +368,7 @@ class Network(nn.Module):
         self.discount, self.head, self.steps = nn.Linear(width, width), nn.Linear(width, 1), steps
 
     def forward(self, tables: torch.Tensor, model: Model) -> tuple[torch.Tensor, torch.Tensor]:
-        """Leaders' tables [n, leader's observations] -> Q-values [n, O, B] of the O follower's observations, and logits
-        of the next of these [n, O, B, O]."""
+        """Tables [n, leader's observations] -> Q-values [n, O, B], logits of the next observation [n, O, B, O]."""
         seen = torch.zeros(len(self.observations), len(self.answers))  # how often, together
         seen[tuple(model.states.T.flip(0))] = model.tried.sum((1, 2)).float()
         known = self.observations + F.normalize(seen, p=1, dim=1) @ self.answers[torch.arange(tables.shape[1]), tables]
@@ -399,7 +399,7 @@ class Follower:
     def learn(self, transitions: list[Transition], contexts: torch.Tensor, left: float) -> float:
         """Double Q-learning on transitions that are valid for leaders of `contexts` [n, leader's observations], which
         the network learns to predict, too; `left` is the share of rounds to come. Returns its loss."""
-        self.optimizer.param_groups[0]["lr"] = self.args.follower_learning_rate * left
+        self.optimizer.param_groups[0]["lr"] = self.args.follower_learning_rate * left**0.5
         columns = [torch.as_tensor(np.array(column)) for column in zip(*transitions, strict=True)]
         played, _, state, action, rewards, next_state, terminated = columns
         reward = (rewards[:, 1] / self.model.scale[1]).float()
@@ -509,8 +509,8 @@ def measure(args: Args, model: Model, table: torch.Tensor, replies: torch.Tensor
 
 
 def steps_to_converge(steps: np.ndarray, gaps: np.ndarray) -> int | None:
-    """Returns the first of the steps from which on gaps stay within 0.05, half of what one step of ten can change."""
-    stays = np.logical_and.accumulate(abs(gaps[::-1]) <= 0.05 + 1e-6)[::-1]
+    """Returns the first of the steps from which on the gaps stay within the tolerance, or None."""
+    stays = np.logical_and.accumulate(abs(gaps[::-1]) <= TOLERANCE)[::-1]
     return int(steps[stays.argmax()]) if stays.any() else None
 
 

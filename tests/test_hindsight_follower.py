@@ -137,7 +137,7 @@ def test_what_was_seen_is_all_that_the_model_knows():
 
 @pytest.mark.parametrize("hindsight", [True, False])
 def test_contexts_give_the_answer_that_was_seen(monkeypatch, hindsight):
-    """A network learns what follows a triple in contexts with its answer alone: relabelled, or the one that was played."""
+    """A network learns what follows a triple in contexts with its answer alone, relabelled or as it was played."""
     args = parse(script, "--follower", "network", "--follower-updates", 20, *(() if hindsight else ("--no-hindsight",)))
     experience, follower, seen, forward = script.Experience(args), script.Follower(args), [], script.Network.forward
     for _ in range(4):

@@ -190,6 +190,9 @@ def test_in_the_last_quarter_of_rounds_a_network_learns_about_the_best_leaders_a
     assert len(rounds) == 8 and verified == {tuple(result["leader_policy"])}
     in_search = [len(tables) for tables in contexts[:6]]
     assert in_search[0] == 2 * 8 * 256 and min(in_search[1:]) >= 2 * 8 * (32 + 8)  # those of a batch and the best
+    drawn = contexts[0][8 * 256 :]  # each with its own preferences, from Dirichlet(0.5): p @ p is 1.5 / 2.5 in the mean
+    repeats = (drawn[:, 0] == drawn[:, 1]).float().mean()
+    assert repeats == pytest.approx(0.6, abs=4 * 0.5 / len(drawn) ** 0.5)
     assert len(rounds[6]) == len(contexts[6]) <= 1 + 6 * 32 and rounds[7] < rounds[6]  # nothing random, nothing new
     assert len(rounds[7]) == len(contexts[7]) == len(rounds[6]) - len(rounds[6]) // 2  # of which half are worse
     assert verified < rounds[7]

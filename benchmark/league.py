@@ -51,24 +51,29 @@ PAPER_FOLLOWER = {"follower_learning_rate": 0.02, "follower_baseline_rate": 0.0,
 PAPER_FOLLOWER |= {"follower_ent_coef": 0.0, "shuffled_leaders": False}
 PAPER_PG = {"explore": "action", "adam_eps": 1e-8, "baseline": False, "norm_adv": False} | PAPER_FOLLOWER
 PAPER_DQN = {"answers_only": False, "n_step": 1, "centre_rewards": False} | PAPER_FOLLOWER
+# The authors' Q-learners start from 0, their leaders have Adam's usual epsilon
+PAPER_Q = {"q_init": 0.0, "adam_eps": 1e-8}
 ORDINAL, STOCHASTIC = {"games": ("ordinal",)}, {"commitment": "stochastic"}
-NO_REGRET = {"env_id": "ordinal", "rounds": (100,)}
+# The best of league_tuning.csv
+NO_REGRET = {"env_id": "ordinal", "rounds": (100,), "batch_episodes": 16}
+DIFF_MD = ORDINAL | {"objective": "sum", "iterations": 600}
 
 METHODS = [
     Method("hindsight, planning", "hindsight_follower", {}, 5),
     Method("hindsight, network", "hindsight_follower", {"follower": "network"}, 1, some_games=True),
-    Method("mixed commitments, planning", "mixed_commitment_matrix", {}, 1, **STOCHASTIC),
+    Method("mixed commitments, planning", "mixed_commitment_matrix", {}, 5, **STOCHASTIC),
     Method("PPO", "vectorized_ppo_matrix", ORDINAL, 5, "seeds"),
     Method("PPO, paper's settings", "vectorized_ppo_matrix", ORDINAL | PAPER, 5, "seeds"),
     Method("PG", "stackelberg_pg_matrix", {}, 2),
-    Method("DQN", "stackelberg_dqn_matrix", {}, 2),
     Method("PG, paper's settings", "stackelberg_pg_matrix", PAPER_PG, 1),
+    Method("DQN", "stackelberg_dqn_matrix", {}, 2),
     Method("DQN, paper's settings", "stackelberg_dqn_matrix", PAPER_DQN, 1),
     Method("PPO + Q-learning", "ppo_qlearning_matrix", {}, 1),
-    Method("ES-MD", "es_md_matrix", {}, 1),
+    Method("PPO + Q-learning, paper's settings", "ppo_qlearning_matrix", PAPER_Q, 1),
+    Method("ES-MD", "es_md_matrix", {"noise_std": 4.0}, 1),
     Method("no-regret follower", "no_regret_follower", NO_REGRET, 5, "num_seeds", knows_payoffs=True),
     Method("recurrent follower", "recurrent_follower_matrix", {}, 1, some_games=True),
-    Method("Diff-MD", "diff_md_matrix", ORDINAL, 5, "num_seeds", knows_payoffs=True, **STOCHASTIC),
+    Method("Diff-MD", "diff_md_matrix", DIFF_MD, 5, "num_seeds", knows_payoffs=True, **STOCHASTIC),
 ]
 
 

@@ -598,10 +598,11 @@ LEAGUE = {
     "PPO": (BLUE, "-"),
     "PPO, paper's settings": (BLUE, DASHED),
     "PG": (SKY, "-"),
-    "DQN": (GREEN, "-"),
     "PG, paper's settings": (SKY, DASHED),
+    "DQN": (GREEN, "-"),
     "DQN, paper's settings": (GREEN, DASHED),
     "PPO + Q-learning": (ORANGE, "-"),
+    "PPO + Q-learning, paper's settings": (ORANGE, DASHED),
     "ES-MD": (BLACK, "-"),
     "no-regret follower": (YELLOW, "-"),
     "recurrent follower": (GREY, DASHED),
@@ -627,7 +628,8 @@ def league(results_dir: Path):
         if some["steps_to_converge"].notna().any():
             steps = np.sort(some["steps_to_converge"].dropna())
             share = np.arange(1, 1 + len(steps)) / len(some)
-            ax.step([*steps, 1e8], [*share, share[-1]], where="post", color=color, linestyle=line, zorder=3)
+            ends = [steps[0], *steps, 1e8], [0, *share, share[-1]]
+            ax.step(*ends, where="post", color=color, linestyle=line, zorder=3)
         elif len(some):  # no steps: it learns from a description of the game
             ax.axhline(some["guarantees_optimum"].mean(), color=color, linestyle=line, linewidth=1.2)
     for steps, text in ((FLOOR, "all pairs seen once"), (BRUTE_FORCE, "brute force")):
@@ -645,16 +647,14 @@ def league_boards(results_dir: Path):
     """A board for each method: the share of its runs in each of the 144 games that end in equilibrium."""
     rows = load_league(results_dir)
     names = [a if a == b else f"{a}-{b}" for a in GAMES for b in GAMES]
-    figure, axes = plt.subplots(4, 4, figsize=(11, 10.5), sharey=True)
-    for ax in axes.flat[len(LEAGUE) :]:
-        ax.axis("off")
-    for k, (ax, method) in enumerate(zip(axes.flat, LEAGUE, strict=False)):
+    figure, axes = plt.subplots(3, 5, figsize=(12, 7.6), sharey=True)
+    for k, (ax, method) in enumerate(zip(axes.flat, LEAGUE, strict=True)):
         some = rows[rows["method"] == method]
         shares = some.groupby("env_id")["in_equilibrium"].mean().reindex(names)
         image = board(ax, shares, "viridis", 0, 1)
-        if k < len(LEAGUE) - 4:
+        if k < len(LEAGUE) - 5:
             ax.set_xticklabels([])  # those of the board below are enough
-        ax.set_title(f"{method}: {some['in_equilibrium'].mean():.0%}" if len(some) else method)
+        ax.set_title(f"{method}: {some['in_equilibrium'].mean():.0%}" if len(some) else method, fontsize=7.5)
     figure.colorbar(image, ax=axes, shrink=0.4, label="share of runs in equilibrium (hatched: not run)")
     figure.supxlabel("follower's payoffs of", fontsize=9)
     figure.supylabel("leader's payoffs of", fontsize=9)
@@ -664,7 +664,7 @@ def league_boards(results_dir: Path):
 def missed_by(rows: pd.DataFrame) -> pd.DataFrame:
     """Returns, for each game and each method that plays all, whether most of its runs end out of equilibrium."""
     shares = rows.pivot_table("in_equilibrium", "env_id", "method", aggfunc="mean")
-    missed = (shares <= 0.5)[shares.columns[shares.notna().all()]]
+    missed = (shares < 0.5)[shares.columns[shares.notna().all()]]
     return missed.loc[missed.sum(axis=1).sort_values(ascending=False, kind="stable").index]
 
 
@@ -673,10 +673,12 @@ def league_games(results_dir: Path):
     missed = missed_by(load_league(results_dir))[:24]
     methods = [method for method in LEAGUE if method in missed]
     figure, ax = plt.subplots(figsize=(9, 5.6))
-    ax.imshow(missed[methods].T.astype(float), cmap="Greys", vmin=0, vmax=1.6, aspect="auto")
-    ax.set_yticks(range(len(methods)), methods)
+    cells = missed[methods].T.astype(float)
+    ax.pcolormesh(cells, cmap="Greys", vmin=-0.1, vmax=1.6, edgecolors="white", linewidth=1)
+    ax.invert_yaxis()
+    ax.set_yticks(np.arange(len(methods)) + 0.5, methods)
     labels = [f"{game}  {count}" for game, count in missed.sum(axis=1).items()]
-    ax.set_xticks(range(len(missed)), labels, rotation=60, ha="right", fontsize=7)
+    ax.set_xticks(np.arange(len(missed)) + 0.5, labels, rotation=60, ha="right", rotation_mode="anchor", fontsize=7)
     ax.set(title="dark: most runs of the method end out of equilibrium; after a game's name how many methods miss it")
     ax.grid(visible=False)
     ax.tick_params(length=0)

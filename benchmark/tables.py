@@ -17,6 +17,7 @@ import pandas as pd
 sys.path.append(str(Path(__file__).resolve().parent))
 
 import league
+import league_tuning as tuning
 import plot
 import run
 from held_out import shares
@@ -119,6 +120,8 @@ def league_short() -> str:
     """The league in short: whether a method is right, what it takes, and what it costs."""
     rows, batches = [], {method.name for method in league.METHODS if method.batch}
     for row in league.shares(load("league")).itertuples():
+        if row.method.endswith("paper's settings") and not row.method.startswith("PPO,"):
+            continue  # one example is enough
         cells = [row.method, "yes" if row.commitment == "stochastic" else "", "yes" if row.knows_payoffs else ""]
         cells += [f"{row.guarantees_optimum:.0%}", medians(row)[0]]
         rows.append([*cells, two_digits(row.cpu_seconds) + " (batch)" * (row.method in batches)])
@@ -138,6 +141,20 @@ def league_table() -> str:
     return markdown(header, rows)
 
 
+def league_settings() -> str:
+    """What was tried on random games before the league: each method's first setting and the best of all."""
+    rows, found = [], load("league_tuning").fillna({"setting": ""})
+    for best in tuning.best(found).to_dict("records"):
+        tried = found[found["method"] == best["method"]]
+        cells = [best["method"], str(len(tried)), f"{best['games']} x {best['runs'] // best['games']}"]
+        for row in (tried.iloc[0], best):
+            share = "" if pd.isna(row["guarantees_optimum"]) else f"{row['guarantees_optimum']:.0%}, "
+            cells += [f"`{row['setting']}`" if row["setting"] else "", f"{share}{number(row['mean_loss'], 3)}"]
+        rows.append(cells)
+    header = ["method", "settings", "games x seeds", "the first", "guarantees the optimum, loss"]
+    return markdown([*header, "the best", "guarantees the optimum, loss"], rows)
+
+
 def landscapes() -> pd.DataFrame:
     """Returns the games of the league, those that most methods miss first, and what their exact solutions are like."""
     missed = plot.missed_by(load("league")).sum(axis=1)
@@ -145,19 +162,24 @@ def landscapes() -> pd.DataFrame:
 
 
 def league_why() -> str:
-    """What games have in common that so many methods miss."""
+    """How many methods miss a game, by how much more a threat brings the leader than one action for all."""
+
+    def span(values: pd.Series, form: str) -> str:
+        return " to ".join(format(x, form) for x in dict.fromkeys((values.min(), values.max())))
+
     games, rows = landscapes(), []
-    for count, some in games.groupby(games["missed"].clip(upper=4)):
-        cells = [f"{count} or more" if count == 4 else str(count), str(len(some))]
-        cells += [f"{(some['beyond_one_action'] > NEAR).mean():.0%}", f"{some['tables'].median():g}"]
-        rows.append([*cells, *(number(some[x].median()) for x in ("beyond_one_action", "second_reply_costs"))])
+    edges = pd.cut(games["beyond_one_action"], [-1, NEAR, 0.25, 0.75, 10])
+    for _, some in games.groupby(edges, observed=True):
+        cells = [span(some["beyond_one_action"].round(6), ".2f"), str(len(some)), f"{some['missed'].mean():.1f}"]
+        cells += [span(some["missed"], "d"), span(some["tables"], "d")]
+        rows.append([*cells, number(some["second_reply_costs"].median())])
     header = [
-        "methods that miss it",
+        "the optimum is beyond one action for all by",
         "games",
-        "one action for all does not attain the optimum",
-        "tables that do, of 32",
+        "methods that miss one, in the mean",
+        "fewest to most",
     ]
-    return markdown([*header, "the optimum is beyond one action by", "the follower's second reply costs it"], rows)
+    return markdown([*header, "tables that attain it, of 32", "the follower's second reply costs it, median"], rows)
 
 
 def league_hardest() -> str:
@@ -683,6 +705,7 @@ TABLES: dict[str, Callable[[], str]] = {
             hindsight,
             league_table,
             league_short,
+            league_settings,
             league_why,
             league_hardest,
         ),

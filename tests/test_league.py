@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "benchmark"))  # at the end: `run` is a common name
 
 import league  # noqa: E402
+import league_tuning as tuning  # noqa: E402
 import plot  # noqa: E402
 import tables  # noqa: E402
 
@@ -28,7 +29,8 @@ def test_runs_of_a_method():
     assert len(runs) == 144 * METHODS["PG"].seeds and {script for script, _ in runs} == {"stackelberg_pg_matrix"}
     assert [flags["seed"] for _, flags in league.runs_of(METHODS["PG"], 3, ("hero",))] == [1, 2, 3]
     assert {flags["env_id"] for _, flags in league.runs_of(METHODS["recurrent follower"])} == {*league.SOME_GAMES}
-    assert league.runs_of(METHODS["Diff-MD"], 2) == [("diff_md_matrix", {"games": ("ordinal",), "num_seeds": 2})]
+    batch = {"games": ("ordinal",), "explore": ("action",)}
+    assert league.runs_of(league.Method("A", "script", batch, 5, "seeds"), 2) == [("script", batch | {"seeds": 2})]
     ((_, flags),) = league.runs_of(METHODS["no-regret follower"], 1, ("hero",))
     assert flags["env_id"] == "hero" and flags["num_seeds"] == 1
 
@@ -167,13 +169,17 @@ def test_what_makes_a_game_hard():
         assert league.landscape(game)["tables"] == sum(max(worth) - value <= 0.05 + 1e-6 for value in worth)
 
 
-def test_what_the_text_says_of_the_hardest_games():
+def test_what_the_text_says_of_hard_games():
     games = tables.landscapes()
-    hardest, easy = games[:5], games[games["missed"] == 0]
     assert len(games) == 144 and games["missed"].is_monotonic_decreasing
-    assert hardest["beyond_one_action"].tolist() == pytest.approx([0.1] * 5)
-    assert hardest["second_reply_costs"].tolist() == pytest.approx([0.1] * 5)
-    assert (hardest["tables"] == 2).all() and (easy["beyond_one_action"] <= league.TOLERANCE).all()
+    threats = games[games["beyond_one_action"] > league.TOLERANCE]
+    assert len(threats) == 36 and threats["tables"].max() == 2
+    brings = pd.cut(threats["beyond_one_action"], [0, 0.25, 0.75, 10])
+    means = threats.groupby(brings, observed=True)["missed"].mean()
+    assert means.is_monotonic_decreasing and means.min() > games.drop(threats.index)["missed"].mean()
+    hardest = games[games["missed"] >= games["missed"].iloc[4]]
+    assert set(hardest.index) <= set(threats.index) and hardest["second_reply_costs"].max() <= 0.2 + 1e-9
+    assert (hardest["beyond_one_action"].round(6) != 0.1).sum() == 1
 
 
 def test_the_discounted_optimum_is_the_same_where_no_tie_decides():
@@ -184,3 +190,65 @@ def test_the_discounted_optimum_is_the_same_where_no_tie_decides():
         assert own.strict == pytest.approx(row["stackelberg_value_pessimistic"], abs=1e-6)
         if game not in league.TIED:
             assert own.value == pytest.approx(row["stackelberg_value"], abs=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------------ settings
+def test_each_method_plays_with_the_best_of_the_settings_that_were_tried_on_random_games():
+    found = pd.read_csv(ROOT / "benchmark/results/league_tuning.csv").fillna({"setting": ""})
+    assert found["method"].unique().tolist() == list(tuning.SETTINGS)
+    for name, some in found.groupby("method"):
+        assert some["setting"].tolist() == list(map(tuning.flags_of, tuning.SETTINGS[name]))
+        assert len(some) <= 20 and (some["games"] == len(tuning.GAMES)).all()
+    for best in tuning.best(found).itertuples():
+        played = {flag: value for flag, value in METHODS[best.method].flags.items() if flag not in ("games", "env_id")}
+        assert tuning.flags_of(played) == best.setting, best.method
+
+
+def test_the_best_setting_is_the_first_of_those_that_guarantee_most():
+    def rows(*numbers):
+        return pd.DataFrame([["A", i, *pair] for i, pair in enumerate(numbers)], columns=columns)
+
+    columns = ["method", "setting", "guarantees_optimum", "mean_loss"]
+    assert tuning.best(rows((0.5, 0.1), (0.7, 0.3), (0.7, 0.2), (0.7, 0.2)))["setting"].tolist() == [2]
+    assert tuning.best(rows((np.nan, 0.1), (np.nan, -0.2)))["setting"].tolist() == [1]  # leaders that mix
+    both = pd.concat([rows((0.5, 0.1)).assign(method="B"), rows((0.5, 0.1))])
+    assert tuning.best(both)["method"].tolist() == ["B", "A"]
+
+
+def test_settings_are_chosen_on_random_games_of_which_half_are_hard():
+    assert not {*tuning.GAMES} & {*league.GAMES}
+    hard = [league.landscape(name)["beyond_one_action"] > league.TOLERANCE for name in tuning.GAMES]
+    assert hard == [True] * 12 + [False] * 12
+    for name, payoffs in tuning.GAMES.items():
+        np.testing.assert_allclose(payoffs.max(axis=(1, 2)), 0)
+        np.testing.assert_allclose(np.ptp(payoffs, axis=(1, 2)), 3)
+        assert int(name.removeprefix("random_")) < 1000
+
+
+@pytest.mark.parametrize("name", tuning.SETTINGS)
+def test_runs_of_a_setting(name):
+    """All of them with flags that the script takes; in the batches with as many seeds for each."""
+    for setting in tuning.SETTINGS[name]:
+        runs = tuning.runs_of(name, setting)
+        script = importlib.import_module(runs[0].script)
+        assert len(runs) in (1, 24) and len({run.name for run in runs}) == len(runs)
+        for run in runs:
+            args = script.Args(**run.flags)
+            assert all(getattr(args, flag) == value for flag, value in setting.items())
+
+
+def test_what_a_leader_loses(tmp_path):
+    game, own = next(iter(tuning.GAMES.items())), []
+    for policy in league.TABLES:
+        result = {"env_id": game[0], "leader_policy": [int(digit) for digit in policy]}
+        (tmp_path / "result.json").write_text(json.dumps(result))
+        own += tuning.losses(tmp_path / "result.json")
+    assert min(own) == pytest.approx(0) and max(own) > 1
+
+
+def test_what_the_texts_say_of_games_and_hours():
+    hours = pd.read_csv(ROOT / "benchmark/results/league.csv")["cpu_seconds"].sum() / 3600
+    assert f"All runs together took {hours:.1f} hours" in " ".join((ROOT / "benchmark/README.md").read_text().split())
+    assert len(league.GAMES) - len(league.TIED) == 134
+    assert len({*league.SOME_GAMES} - {*league.TIED}) == 23
+    assert {*league.SOME_GAMES}.isdisjoint(league.ROWS)

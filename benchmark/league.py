@@ -64,13 +64,13 @@ METHODS = [
     Method("mixed commitments, planning", "mixed_commitment_matrix", {}, 5, **STOCHASTIC),
     Method("PPO", "vectorized_ppo_matrix", ORDINAL, 5, "seeds"),
     Method("PPO, paper's settings", "vectorized_ppo_matrix", ORDINAL | PAPER, 5, "seeds"),
-    Method("PG", "stackelberg_pg_matrix", {}, 2),
+    Method("PG", "stackelberg_pg_matrix", {}, 5),
     Method("PG, paper's settings", "stackelberg_pg_matrix", PAPER_PG, 1),
-    Method("DQN", "stackelberg_dqn_matrix", {}, 2),
+    Method("DQN", "stackelberg_dqn_matrix", {}, 5),
     Method("DQN, paper's settings", "stackelberg_dqn_matrix", PAPER_DQN, 1),
-    Method("PPO + Q-learning", "ppo_qlearning_matrix", {}, 1),
+    Method("PPO + Q-learning", "ppo_qlearning_matrix", {"adam_eps": 0.001, "learning_rate": 0.015}, 2),
     Method("PPO + Q-learning, paper's settings", "ppo_qlearning_matrix", PAPER_Q, 1),
-    Method("ES-MD", "es_md_matrix", {"noise_std": 4.0}, 1),
+    Method("ES-MD", "es_md_matrix", {"noise_std": 4.0}, 5),
     Method("no-regret follower", "no_regret_follower", NO_REGRET, 5, "num_seeds", knows_payoffs=True),
     Method("recurrent follower", "recurrent_follower_matrix", {}, 1, some_games=True),
     Method("Diff-MD", "diff_md_matrix", DIFF_MD, 5, "num_seeds", knows_payoffs=True, **STOCHASTIC),
@@ -134,6 +134,7 @@ def digits(policy: str | list) -> str:
     return "".join(str(int(p)) for p in policy) if whole else " ".join(f"{p:.6f}" for p in policy)
 
 
+REASONS = ["the follower errs", "rests on a tie", "gets what one action for all gets", "other"]
 COLUMNS = ["env_id", "seed", "leader_policy", "leader_return", "leader_return_greedy", "leader_return_guaranteed"]
 COLUMNS += ["follower_regret", "steps_to_converge", "steps_to_converge_exploring"]
 
@@ -191,6 +192,21 @@ def shares(rows: pd.DataFrame) -> pd.DataFrame:
             row[name] = np.nan if some[name].isna().all() else never.quantile(0.5, interpolation="higher")
         table.append(row | {"cpu_seconds": some["cpu_seconds"].mean()})
     return pd.DataFrame(table)
+
+
+def why_not(rows: pd.DataFrame) -> pd.DataFrame:
+    """Returns the rows of games that no tie decides, with what a leader that always takes one action is guaranteed
+    there, and why the run's leader is not guaranteed the optimum of its class (REASONS; "" if it is)."""
+    rows = rows[~rows["env_id"].isin(TIED)]
+    one_action = rows["env_id"].map({name: max(guaranteed(name, p) for p in ("00000", "11111")) for name in GAMES})
+    conditions = [
+        rows["guarantees_optimum"] == 1,
+        rows["follower_regret"] > TOLERANCE,
+        (rows["leader_return_greedy"] >= rows["optimum"] - TOLERANCE) & (rows["follower_regret"] <= ordinal_games.TIE),
+        (rows["leader_return_guaranteed"] - one_action).abs() <= TOLERANCE,
+    ]
+    why = np.select(conditions, ["", *REASONS[:3]], REASONS[3])
+    return rows.assign(one_action=one_action, why_not=why)
 
 
 def interval(rows: pd.DataFrame, column: str, resamples: int = 2000) -> tuple[float, float]:

@@ -49,7 +49,18 @@ def one_by_one(**values: tuple) -> list[dict]:
 
 
 NO_REGRET, SUM, STEP_SIZES = {"rounds": (100,)}, {"objective": "sum"}, {3: 30.0, 10: 10.0, 30: 3.0, 100: 3.0}
+EPS = {"adam_eps": 1e-3}
 SETTINGS = {
+    "PPO + Q-learning": [
+        {},
+        *one_by_one(learning_rate=(0.06, 0.12), follower_episodes=(40, 160), batch_size=(24_000,)),
+        *one_by_one(q_learning_rate=(0.3,), q_epsilon=(0.2,), ent_coef=(0.03,), adam_eps=(1e-4, 1e-3)),
+        league.PAPER_Q,
+        *(EPS | flags for flags in one_by_one(learning_rate=(0.015, 0.06), follower_episodes=(40,))),
+        *(EPS | flags for flags in one_by_one(q_learning_rate=(0.3,), update_epochs=(4,), ent_coef=(0.01,))),
+        EPS | {"q_learning_rate": 0.3, "learning_rate": 0.06},
+        EPS | {"q_learning_rate": 0.3, "follower_episodes": 40},
+    ],
     "ES-MD": [
         {},
         *one_by_one(noise_std=(1.0, 4.0), learning_rate=(0.03, 0.3), population=(64, 256)),
@@ -105,7 +116,7 @@ def runs_of(name: str, setting: dict) -> list[Run]:
     script = METHODS[name].script
     if script == "diff_md_matrix":
         return [Run(script, {"games": tuple(GAMES), "num_seeds": 3} | setting)]
-    flags = {"es_md_matrix": {"evaluation_followers": 1}}
+    flags = {"es_md_matrix": {"evaluation_followers": 1}, "ppo_qlearning_matrix": {"evaluation_followers": 1}}
     flags = flags.get(script, {"num_seeds": 3} if METHODS[name].batch else {}) | setting
     own = {game: [tuple(row.tolist()) for row in payoffs.reshape(2, 4)] for game, payoffs in GAMES.items()}
     return [

@@ -141,6 +141,18 @@ def league_table() -> str:
     return markdown(header, rows)
 
 
+def league_why_not() -> str:
+    """Why leaders of the league are not guaranteed the optimum: a line for each method that misses it."""
+    rows, found = [], league.why_not(load("league"))
+    for name, some in found.groupby("method", sort=False):
+        misses, enough = some["why_not"] != "", some["optimum"] - some["one_action"] <= NEAR
+        shares = [misses[enough], misses[~enough], *(some["why_not"] == why for why in league.REASONS)]
+        if misses.any():
+            rows.append([name, *(f"{share.mean():.1%}" for share in shares)])
+    header = ["method", "misses where one action for all is enough", "where it is not"]
+    return markdown([*header, *league.REASONS], rows)
+
+
 def league_settings() -> str:
     """What was tried on random games before the league: each method's first setting and the best of all."""
     rows, found = [], load("league_tuning").fillna({"setting": ""})
@@ -706,6 +718,7 @@ TABLES: dict[str, Callable[[], str]] = {
             league_table,
             league_short,
             league_settings,
+            league_why_not,
             league_why,
             league_hardest,
         ),

@@ -101,12 +101,8 @@ def test_intervals_are_over_games_and_then_runs():
 
 def test_the_rows_of_methods_that_were_not_run_stay(tmp_path, capsys):
     path, columns = tmp_path / "league.csv", {"seed": 1, "env_id": "hero", "leader_policy": "00000", "cpu_seconds": 1.0}
-    columns |= {
-        "guarantees_optimum": 1,
-        "in_equilibrium": 1,
-        "steps_to_converge": 60,
-        "steps_to_converge_exploring": 90,
-    }
+    columns |= dict.fromkeys(("guarantees_optimum", "in_equilibrium"), 1)
+    columns |= dict.fromkeys(("steps_to_converge", "steps_to_converge_exploring"), 60)
     for method in ("DQN", "PPO", "DQN"):
         league.write(pd.DataFrame([{**columns, "method": method}]), str(path))
     assert pd.read_csv(path)["method"].tolist() == ["PPO", "DQN"]
@@ -120,10 +116,8 @@ def test_the_figures(tmp_path):
     for method in league.METHODS:
         for game in league.SOME_GAMES if method.some_games else league.GAMES:
             found = int(rng.random() < 0.5)
-            row = {"method": method.name, "env_id": game, "guarantees_optimum": found}
-            rows.append(
-                row | {"in_equilibrium": found, "steps_to_converge": 10 ** rng.uniform(2, 7) if found else None}
-            )
+            row = {"method": method.name, "env_id": game, "guarantees_optimum": found, "in_equilibrium": found}
+            rows.append(row | {"steps_to_converge": 10 ** rng.uniform(2, 7) if found else None})
     pd.DataFrame(rows).to_csv(tmp_path / "league.csv")
     args = plot.Args(figures=("league",), results_dir=str(tmp_path), figures_dir=str(tmp_path / "figures"))
     assert plot.main(args) == 0
@@ -146,9 +140,8 @@ def test_the_committed_rows_say_what_their_policies_are_worth():
     for name, some in rows.groupby("method"):
         method = METHODS[name]
         assert set(some["env_id"]) == {*(league.SOME_GAMES if method.some_games else league.GAMES)}
-        assert (some.groupby("env_id")["seed"].nunique() == method.seeds).all() and not some[
-            "leader_policy"
-        ].isna().any()
+        assert (some.groupby("env_id")["seed"].nunique() == method.seeds).all()
+        assert some["leader_policy"].notna().all()
         if method.commitment == "deterministic":
             exact = list(map(league.guaranteed, some["env_id"], some["leader_policy"]))
             np.testing.assert_allclose(some["leader_return_guaranteed"], exact, atol=1e-5)
@@ -167,6 +160,41 @@ def test_what_makes_a_game_hard():
     for game in ("hero-coordination", "battle"):
         worth = [league.guaranteed(game, policy) for policy in league.TABLES]
         assert league.landscape(game)["tables"] == sum(max(worth) - value <= 0.05 + 1e-6 for value in worth)
+
+
+# why a leader misses: what it gets in the prisoner's dilemma, its follower's regret, and what it is guaranteed
+WHY = {
+    "": (-0.9, 0.0, -0.95),
+    "the follower errs": (-0.9, 0.06, -2.0),
+    "rests on a tie": (-0.9, 0.0, -2.0),
+    "gets what one action for all gets": (-2.0, 0.0, -2.0),
+    "other": (-1.5, 0.0, -1.5),
+}
+
+
+def test_why_a_leader_is_not_guaranteed_the_optimum():
+    rows = pd.concat(row("prisoners_dilemma", "", *case) for case in WHY.values())
+    found = league.why_not(league.judge(rows, METHODS["PPO"]))
+    assert dict(zip(WHY, found["why_not"], strict=True)) == {why: why for why in WHY}
+    tied = row(league.TIED[0], "00000", 0, 0, 0)
+    assert league.why_not(league.judge(tied, METHODS["PPO"])).empty
+
+
+def test_what_the_text_says_of_misses():
+    found = league.why_not(pd.read_csv(ROOT / "benchmark/results/league.csv", dtype={"leader_policy": str}))
+    assert ((found["why_not"] == "") == (found["guarantees_optimum"] == 1)).all()
+    found["hard"] = found["optimum"] - found["one_action"] > league.TOLERANCE
+    assert found[found["hard"] & (found["method"] == "PPO")]["env_id"].nunique() == 28
+    missed = dict(list(found[found["why_not"] != ""].groupby("method")))
+    for name in ("PPO", "PG", "no-regret follower", "recurrent follower"):
+        assert missed[name]["hard"].all()
+    assert missed["ES-MD"][~missed["ES-MD"]["hard"]]["env_id"].nunique() == 1
+    for name, least in (("PPO", 1), ("DQN", 1), ("PG", 0.5 + 1e-6)):
+        assert (missed[name]["why_not"] == "rests on a tie").mean() >= least
+    for name in ("ES-MD", "no-regret follower"):
+        assert (missed[name]["why_not"] == "gets what one action for all gets").mean() > 0.5
+    for name in (name for name in METHODS if name.endswith("paper's settings")):
+        assert (missed[name][~missed[name]["hard"]]["why_not"] == "other").mean() > 0.5
 
 
 def test_what_the_text_says_of_hard_games():

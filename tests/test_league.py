@@ -215,7 +215,7 @@ def test_what_the_text_says_of_who_misses_hard_games():
     missed = league.why_not(tables.load("league")).query("why_not != ''")
     missed = missed[[METHODS[name].commitment == "deterministic" for name in missed["method"]]]
     brings = missed["env_id"].map(tables.landscapes().set_index("env_id")["beyond_one_action"])
-    forms = "{} end at what one action for all gets and {} with a follower that errs, where", "brings 1 or more, {} and {}."
+    forms = "{} end at what one action for all gets and {} with a follower that errs,", "brings 1 or more, {} and {}."
     for form, some in zip(forms, (missed[brings.between(0.06, 0.25)], missed[brings > 0.75]), strict=True):
         assert form.format(*(f"{(some['why_not'] == league.REASONS[k]).mean():.0%}" for k in (2, 0))) in text
 
